@@ -15,13 +15,16 @@ What cannot be understood is kept, and what a kept image may need is never remov
 """
 
 import argparse
+import contextlib
 import errno
+import fcntl
 import fnmatch
 import hashlib
 import json
 import logging
 import os
 import re
+import signal
 import stat
 import sys
 import time
@@ -34,6 +37,8 @@ PROGRAM = 'delete_docker_registry_image'
 DEFAULT_DATA_DIRS = ('/var/lib/registry', '/var/lib/docker-registry', '/opt/registry_data',
                      '/root/data/registry')
 MANIFEST_LIMIT = 4 << 20  # bytes; no registry reads a larger manifest
+JOURNAL = '.delete_docker_registry_image.journal'
+JOURNAL_VERSION = 1
 UPLOAD_AGE = 24 * 3600  # seconds without a write after which an upload counts as given up
 LISTING_CALLS = 5  # what listing a folder costs: open, fstat, getdents twice, close
 
@@ -243,14 +248,16 @@ class Repository(NamedTuple):
 class Store:
     """A registry's v2 folder: makes every path in it, and reads what lies there.
 
-    What is missing reads as empty.  What exists and cannot be read raises OSError.
+    What is missing, or in `gone`, reads as empty.  What exists and cannot be read raises OSError.
     """
 
     def __init__(self, v2: str) -> None:
         self.v2 = v2
+        self.gone: Set[str] = set()  # paths of what a plan removes: it reads as missing already
         self.repositories = v2 + '/repositories'
         self.blobs = v2 + '/blobs'
         self.links: Dict[str, str] = {}  # symbolic links met while reading -> where they lead
+        self._names: Optional[List[str]] = None
         self._parsed: Dict[str, Manifest] = {}
 
     # Paths.
@@ -272,6 +279,9 @@ class Store:
 
     def manifest(self, name: str, digest: str) -> str:
         return self.revisions(name) + '/' + digest.replace(':', '/')
+
+    def signature(self, name: str, digest: str, signature: str) -> str:
+        return self.manifest(name, digest) + '/signatures/' + signature.replace(':', '/')
 
     def layers(self, name: str) -> str:
         return self.repository(name) + '/_layers'
@@ -306,9 +316,12 @@ class Store:
 
     def entries(self, path: str) -> List['os.DirEntry[str]']:
         """Return what the folder `path` holds, sorted by name."""
+        if path in self.gone:
+            return []
         try:
             with os.scandir(path) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+                entries = sorted((entry for entry in found if entry.path not in self.gone),
+                                 key=lambda entry: entry.name)
         except FileNotFoundError:
             self.require_missing(path)
             return []
@@ -334,6 +347,8 @@ class Store:
 
     def exists(self, path: str) -> bool:
         """Tell whether `path` is there; take note when it is a symbolic link."""
+        if os.path.dirname(path) in self.gone:
+            return False
         try:
             if stat.S_ISLNK(os.lstat(path).st_mode):
                 self.links[path] = os.path.realpath(path)
@@ -344,7 +359,7 @@ class Store:
         return True
 
     def has_link(self, folder: str) -> bool:
-        """Tell whether `folder`, which lies in a folder that is there, exists and holds a link."""
+        """Tell whether `folder`, which lies in a folder that is there, is and holds a link."""
         try:
             os.lstat(folder)
         except FileNotFoundError:
@@ -389,6 +404,11 @@ class Store:
 
         A folder reached through symbolic links counts, but none is entered below itself.
         """
+        if self._names is None:
+            self._names = self._find_repositories()
+        return [name for name in self._names if self.layers(name) not in self.gone]
+
+    def _find_repositories(self) -> List[str]:
         found = set()
         todo = [self.repositories]
         while todo:
@@ -451,11 +471,12 @@ class Store:
                          else entry.stat(follow_symlinks=False).st_mtime)
         return max(times)
 
-    def links_to(self, name: str, blobs: Mapping[str, str]) -> Iterator[Tuple[str, str]]:
-        """Yield (folder of the link, blob) for each link of repository `name` to one of `blobs`.
+    def links_to(self, name: str, blobs: AbstractSet[str],
+                 signed: Mapping[str, str]) -> Iterator[str]:
+        """Yield those of `blobs` that repository `name` has a link to.
 
-        `blobs` maps a blob to the manifest that it signs, or to ''.  No sha256 link is opened, and
-        a folder is listed where that is fewer calls than looking for each blob.
+        `signed` maps those that are signatures to the manifest that they sign.  No sha256 link is
+        opened, and a folder is listed where that is fewer calls than looking for each blob.
         """
         for top in (self.layers(name), self.revisions(name)):
             for algorithm in self.folders(top):
@@ -468,24 +489,21 @@ class Store:
                 for digest in found:
                     folder = top + '/' + digest.replace(':', '/')
                     if (digest in blobs if named else is_digest(digest)) and self.has_link(folder):
-                        blob = self.target(folder, digest)
-                        if blob in blobs:
-                            yield folder, blob
-        for blob, signed in blobs.items():
-            folder = self.manifest(name, signed)
-            if signed and self.exists(folder + '/signatures/' + blob.replace(':', '/') + '/link'):
-                yield folder, blob
+                        yield self.target(folder, digest)
+        for blob, manifest in signed.items():
+            if self.manifest(name, manifest) not in self.gone and self.has_link(
+                    self.signature(name, manifest, blob)):
+                yield blob
 
-    def linked(self, names: Iterable[str], blobs: Mapping[str, str],
-               gone: AbstractSet[str] = frozenset()) -> Set[str]:
-        """Return those of `blobs` that a repository in `names` links, other than from `gone`."""
-        left = dict(blobs)
-        for name in names:
-            if left and self.layers(name) not in gone:
-                for folder, blob in list(self.links_to(name, left)):
-                    if folder not in gone:
-                        left.pop(blob, None)
-        return blobs.keys() - left.keys()
+    def linked(self, blobs: Iterable[str], signed: Mapping[str, str]) -> Set[str]:
+        """Return those of `blobs` that any repository has a link to."""
+        left = set(blobs)
+        linked: Set[str] = set()
+        for name in self.repository_names():
+            found = left.intersection(self.links_to(name, left, signed)) if left else set()
+            linked |= found
+            left -= found
+        return linked
 
     def holds_a_blob(self) -> bool:
         """Tell whether any blob is stored at all."""
@@ -497,21 +515,19 @@ class Store:
     def size(self, digest: str) -> Optional[int]:
         """Return the bytes that removing the blob frees, None when it is not stored."""
         path = self.blob(digest)
-        if not self.exists(path + '/data'):
-            return None
         if os.path.islink(path) or os.path.islink(path + '/data'):
             return 0  # the link goes, what it leads to stays
-        return os.stat(path + '/data').st_size
+        return os.stat(path + '/data').st_size if self.exists(path + '/data') else None
 
-    def empty_folders(self, gone: Set[str]) -> List[str]:
-        """Return the folders that hold nothing once `gone` is gone, each before its parent.
+    def empty_folders(self) -> List[str]:
+        """Return the folders that hold nothing, each before its parent.
 
         What the registry needs of a repository that has a tag or a manifest stays, empty or not.
         """
         walk = [self.v2] + [top for top in (self.repositories, self.blobs) if os.path.islink(top)]
         held: Dict[str, int] = {}
         for path in walk:  # grows as it goes
-            entries = [entry for entry in self.entries(path) if entry.path not in gone]
+            entries = self.entries(path)
             held[path] = len(entries)
             walk += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
         for path in reversed(walk[1:]):
@@ -554,7 +570,8 @@ class Plan(NamedTuple):
     references: List[Reference] = []
     blobs: Dict[str, int] = {}  # digest -> size in bytes
     folders: List[str] = []  # empty folders, each before the one that holds it
-    signed: Dict[str, str] = {}  # blob -> the manifest that it signs, or ''
+    signed: Dict[str, str] = {}  # blob that is a signature -> the manifest that it signs
+    staying: Dict[str, AbstractSet[str]] = {}  # repository -> its revisions that stay
     warnings: List[str] = []
     failed: List[Tuple[str, str]] = []  # path, and why it could not be removed
 
@@ -588,22 +605,32 @@ class Graph(NamedTuple):
     referrer_tags: FrozenSet[str]
 
 
+def what_needs_what(repository: Repository) -> Dict[str, List[str]]:
+    """Return which manifests each tag and each manifest needs to be pulled.
+
+    A manifest needs its children, a tag its manifest, a broken tag whatever it may have stood for.
+    """
+    manifests = repository.manifests
+    edges = {digest: [child for child in manifest.children if child in manifests]
+             for digest, manifest in manifests.items()}
+    everything = list(manifests)
+    for tag, (current, history, _) in repository.tags.items():
+        named = (current,) if current else history
+        edges[tag_node(tag)] = [d for d in named if d in manifests] if named else everything
+    return edges
+
+
 def what_reaches_what(repository: Repository) -> Graph:
     """Return what each tag and each manifest of `repository` reaches in one step.
 
-    A tag reaches its manifest, a broken one whatever it may have stood for.  A manifest reaches its
-    children, whatever names it as subject, and its referrer tags.
+    A tag and a manifest reach what they need.  A manifest reaches whatever names it as subject,
+    too, and its referrer tags.
     """
     manifests, tags = repository.manifests, repository.tags
-    everything = list(manifests)
-    edges = {digest: [child for child in manifest.children if child in manifests]
-             for digest, manifest in manifests.items()}
+    edges = what_needs_what(repository)
     for digest, manifest in manifests.items():
-        if manifest.subject in edges:
-            edges[manifest.subject].append(digest)
-    for tag, (current, history, _) in tags.items():
-        named = (current,) if current else history
-        edges[tag_node(tag)] = [d for d in named if d in manifests] if named else everything
+        if manifest.subject in manifests:
+            edges[str(manifest.subject)].append(digest)
     owners: Dict[str, str] = {}
     reached: Dict[str, Set[str]] = {}  # many tags of one manifest are one walk
     for tag in tags:
@@ -636,23 +663,23 @@ def parents_first(doomed: Set[str], manifests: Mapping[str, Manifest]) -> List[s
     return ordered[::-1]
 
 
-def unused_layers(repository: Repository, doomed: Set[str], kept_tags: Iterable[str]) -> Set[str]:
-    """Return the layer links that the manifests `doomed` name and nothing that stays uses.
+def needed_layers(repository: Repository, tags: Iterable[str],
+                  manifests: Iterable[str]) -> Set[str]:
+    """Return the layer links that `tags` and `manifests` of `repository` need."""
+    digests = {repository.tags[tag].digest or '' for tag in tags}
+    for digest in manifests:
+        digests.add(digest)
+        digests.update(repository.manifests[digest].names)
+    return with_second_links(repository, digests)
 
-    A layer pushed under another algorithm has a second link, under its sha256, that no manifest
-    names: it is needed as long as the first one is.
+
+def with_second_links(repository: Repository, digests: Set[str]) -> Set[str]:
+    """Return `digests` with the second link of each layer pushed under another algorithm.
+
+    It is under the sha256 of the layer: no manifest names it, and the first link needs it.
     """
-    named, needed = set(doomed), {''}
-    needed.update(repository.tags[tag].digest or '' for tag in kept_tags)
-    for digest, manifest in repository.manifests.items():
-        if digest in doomed:
-            named.update(manifest.names)
-        else:
-            needed.add(digest)
-            needed.update(manifest.names)
-    for group in (named, needed):
-        group.update([repository.layers[digest] for digest in group if digest in repository.layers])
-    return (named & repository.layers.keys()) - needed
+    return digests.union([repository.layers[digest] for digest in digests
+                          if digest in repository.layers])
 
 
 def command_for(name: str, digests: Iterable[str]) -> str:
@@ -708,8 +735,8 @@ def decide(repository: Repository, graph: Graph, wish: Wish, now: float) -> List
     """
     tags, manifests = repository.tags, repository.manifests
     selected = set(tags) if wish.whole else select_tags(tags, graph, wish.tags)
-    named = wish.digests.union(tag_node(tag) for tag in tags if tag in selected
-                               or tags[tag].digest in wish.digests)
+    named = frozenset(tag_node(tag) for tag in tags if tag in selected
+                      or tags[tag].digest in wish.digests) | wish.digests
     if wish.whole or wish.untagged:
         touched = set(manifests)
     else:
@@ -723,11 +750,17 @@ def decide(repository: Repository, graph: Graph, wish: Wish, now: float) -> List
     doomed = manifests.keys() - kept_manifests
 
     refuse_kept_index(repository, graph, wish.digests, kept_manifests)
-    if doomed or len(kept_tags) < len(tags):
+    loses = bool(doomed) or len(kept_tags) < len(tags)
+    if loses:
         require_readable(repository, kept_tags, kept_manifests)
-    whole = not kept_tags and not kept_manifests and (wish.whole or not any(
-        written > now - UPLOAD_AGE for written in repository.uploads.values()))
-    layers = repository.layers if whole else unused_layers(repository, doomed, kept_tags)
+    in_use = any(written > now - UPLOAD_AGE for written in repository.uploads.values())
+    whole = wish.whole or (not kept_tags and not kept_manifests and not in_use
+                           and (loses or wish.untagged))
+    layers: AbstractSet[str] = repository.layers.keys()
+    if not whole:
+        layers &= with_second_links(
+            repository, doomed.union(*(manifests[digest].names for digest in doomed)))
+        layers -= needed_layers(repository, kept_tags, kept_manifests)
     revisions = [digest for digest in parents_first(doomed, manifests)
                  if digest in repository.revisions]
     name = repository.name
@@ -740,11 +773,33 @@ def decide(repository: Repository, graph: Graph, wish: Wish, now: float) -> List
             + [Reference('repository', name)] * whole)
 
 
-def refuse_other_names(store: Store, gone: Set[str]) -> None:
-    """Refuse when something in `gone` has a name that stays, through a symbolic link in the store.
+def what_still_goes(repository: Repository, planned: List[Reference],
+                    changed: AbstractSet[Reference]) -> List[Reference]:
+    """Return what of `planned`, the plan of a run that was interrupted, may still be removed.
 
-    `gone` holds the paths of all that is removed, be it a folder, a file or a link.
+    `changed` are the tags and manifests in it that were pushed again since then.  They stay, and so
+    does all that anything there needs now.  Raises RegistryCleanerError as decide() does.
     """
+    tags, manifests = repository.tags, repository.manifests
+    going = {kind: {reference.name for reference in planned
+                    if reference.kind == kind and reference not in changed} for kind in KINDS}
+    roots = [tag_node(tag) for tag in tags if tag not in going['tag']]
+    roots += [digest for digest in manifests if digest not in going['manifest']]
+    kept = reach(roots, what_needs_what(repository))
+    kept_tags = [tag for tag in tags if tag_node(tag) in kept]
+    kept_manifests = kept & manifests.keys()
+    require_readable(repository, kept_tags, kept_manifests)
+    stay = {'tag': set(kept_tags), 'entry': kept_manifests, 'manifest': kept_manifests,
+            'layer': needed_layers(repository, kept_tags, kept_manifests), 'upload': set()}
+    if (kept or repository.layers.keys() - going['layer']
+            or repository.uploads.keys() - going['upload']):
+        stay['repository'] = {''}
+    return [reference for reference in planned if reference not in changed
+            and reference.name not in stay.get(reference.kind, ())]
+
+
+def refuse_other_names(store: Store) -> None:
+    """Refuse when something that goes has a name that stays, by a symbolic link in the store."""
     if not store.links:
         return
     leading: Dict[str, List[str]] = {}  # place -> links that lead to it or to something in it
@@ -755,15 +810,15 @@ def refuse_other_names(store: Store, gone: Set[str]) -> None:
             leading.setdefault(place, []).append(link)
     for top in (store.repositories, store.blobs):
         arriving.setdefault(os.path.realpath(top), []).append(top)
-    for path in sorted(gone):
+    for path in sorted(store.gone):
         real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
         names = leading.get(real, []) + [link + real[len(place):] for place in places_above(real)
                                          for link in arriving.get(place, ())]
         for name in names:
-            if not any(place in gone for place in places_above(name)):
+            if store.gone.isdisjoint(places_above(name)):
                 raise RegistryCleanerError(
                     "'{}' would be deleted, but '{}', which stays, is the same by a symbolic link."
-                    " Nothing was deleted. Name both, or remove the link first".format(path, name))
+                    ' Nothing was deleted. Name both, or remove the link first'.format(path, name))
 
 
 def places_above(path: str) -> Iterator[str]:
@@ -808,43 +863,302 @@ def remove_empty(path: str) -> bool:
     return not os.path.lexists(path)
 
 
-class Remover:
-    """Applies a plan, and keeps account of what failed."""
+class Journal:
+    """What is being removed from the store in `v2`, on disk before the first removal.
+
+    It lies beside the store's folders, a line of JSON for each plan: a line that is torn belongs to
+    a plan of which nothing was removed.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.path = store.v2 + '/' + JOURNAL
+
+    def stamp(self, reference: Reference) -> Optional[List[int]]:
+        """Return what tells the link of a tag or a manifest from one pushed later, None if gone."""
+        folder = self.store.paths(reference)[0] + {'tag': '/current'}.get(reference.kind, '')
+        try:
+            status = os.lstat(folder + '/link')
+        except FileNotFoundError:
+            return None
+        return [status.st_mtime_ns, status.st_ino]
+
+    def changed(self, reference: Reference, stamp: Optional[List[int]]) -> bool:
+        """Tell whether the tag or manifest was pushed again since `stamp` was taken."""
+        return reference.kind in ('tag', 'manifest') and self.stamp(reference) not in (None, stamp)
+
+    def read(self) -> Tuple[Plan, Set[Reference]]:
+        """Return what is left of interrupted runs, and which of it has been pushed again since.
+
+        Raises RegistryCleanerError when it cannot be understood: nothing goes on its word.
+        """
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            with open(os.open(self.path, flags), 'rb') as file:
+                content = file.read()
+        except FileNotFoundError:
+            return Plan(), set()
+        except OSError as error:
+            raise self.refusal(str(error.strerror))
+        plan, changed = Plan([], {}, [], {}), set()  # type: Tuple[Plan, Set[Reference]]
+        for line in content.split(b'\n'):
+            try:
+                record = json.loads(line.decode('ascii'))
+            except (ValueError, RecursionError):
+                if line or not content:
+                    log.warning('The journal of an interrupted run is torn or empty: that run had '
+                                'removed nothing yet')
+                continue
+            try:
+                references = [(Reference(*names), stamp) for *names, stamp in record['references']]
+                blobs, signed = record['blobs'], record['signed']
+                valid = record['version'] == JOURNAL_VERSION and all(
+                    is_reference(reference) for reference, _ in references) and all(
+                    map(is_digest, [*blobs, *signed, *signed.values()]))
+            except (TypeError, ValueError, KeyError, AttributeError):
+                valid = False
+            if not valid:
+                raise self.refusal('it was written by another version, or not by this program')
+            plan.references.extend(reference for reference, _ in references)
+            plan.blobs.update(dict.fromkeys(blobs, 0))
+            plan.signed.update(signed)
+            changed.update(reference for reference, stamp in references
+                           if self.changed(reference, stamp))
+        return plan, changed
+
+    def refusal(self, reason: str) -> RegistryCleanerError:
+        return RegistryCleanerError(
+            "The journal '{0}' of an interrupted run cannot be used: {1}. Nothing was deleted. "
+            "To go on without it: rm '{0}'".format(self.path, reason))
+
+    def write(self, plan: Plan) -> None:
+        """Add `plan`, and return when it is on the disk.  Raises RegistryCleanerError.
+
+        A full disk is what this program is for: then it goes on without.
+        """
+        record = {'version': JOURNAL_VERSION, 'blobs': sorted(plan.blobs), 'signed': plan.signed,
+                  'references': [[*reference, self.stamp(reference) if reference.kind in (
+                      'tag', 'manifest') else None] for reference in plan.references]}
+        before = None
+        try:
+            with open(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW,
+                              0o600), 'ab') as file:
+                before = file.tell()
+                file.write(json.dumps(record).encode('ascii') + b'\n')
+                file.flush()
+                os.fsync(file.fileno())
+            sync([self.store.v2])
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise RegistryCleanerError("Cannot write the journal '{}': {}. Nothing was deleted"
+                                           .format(self.path, error.strerror))
+            log.warning("No space left for the journal '%s': going on without. Should this run be "
+                        'interrupted, the next one cannot finish it', self.path)
+            if before == 0:
+                remove(self.path)
+            elif before:
+                os.truncate(self.path, before)
+
+
+def is_reference(reference: Reference) -> bool:
+    """Tell whether every name in a reference that was read is one that this program writes."""
+    kind, repository, name, tag = reference
+    if kind not in KINDS or not all(isinstance(text, str) for text in reference):
+        return False
+    parts = repository.split('/') + {'tag': [name], 'upload': [name], 'entry': [tag]}.get(kind, [])
+    return (all(part not in ('', '.', '..') and '/' not in part and '\0' not in part
+                for part in parts)
+            and (is_digest(name) if kind in ('entry', 'manifest', 'layer') else True)
+            and (kind != 'repository' or not name))
+
+
+def sync(folders: Iterable[str]) -> None:
+    """Return when what was made in or removed from these folders is so on the disk.
+
+    Of a folder that is gone itself, the one that it was in counts.
+    """
+    for folder in sorted({next(filter(os.path.isdir, places_above(path))) for path in folders}):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            log.warning("Cannot sync the folder '%s': %s. Should the power fail during this run, "
+                        'the next one may have to collect what it left', folder, error.strerror)
+            return  # the others lie on the same storage
+        finally:
+            os.close(descriptor)
+
+
+class Remover:
+    """Applies a plan, and keeps account of what failed.
+
+    `stop` is asked before each removal whether to leave it, and the rest, to the next run.
+    """
+
+    def __init__(self, v2: str, stop: Callable[[], bool]) -> None:
+        self.v2 = v2
+        self.stop = stop
+        self.complete = True  # nothing failed, and nothing was left to the next run
         self.failed: List[Tuple[str, str]] = []
-        self.given_up: Set[str] = set()  # repositories left as they stand since a removal failed
+        self.given_up: Set[str] = set()  # repositories left as they stand since something failed
+        self.changed: Set[str] = set()  # folders that something was removed from
 
     def apply(self, plan: Plan) -> Plan:
         """Remove what `plan` names; return what is gone, and what failed."""
-        references = [reference for reference in plan.references if self.remove(reference)]
-        linked = self.store.linked(self.store.repository_names(), plan.signed)
-        return plan._replace(
-            references=references,
-            blobs={digest: size for digest, size in plan.blobs.items()
-                   if digest not in linked and self.attempt(remove, self.store.blob(digest))},
-            folders=[folder for folder in plan.folders if self.attempt(remove_empty, folder)],
-            failed=self.failed)
+        store = Store(self.v2)
+        first = [reference for reference in plan.references
+                 if reference.kind in ('tag', 'entry', 'manifest')]
+        done = [reference for reference in first if self.remove(store, reference)]
+        spared = self.needed_by_newcomers(store, plan)
+        done += [reference for reference in plan.references[len(first):]
+                 if reference not in spared and self.remove(store, reference)]
+        sync(self.changed)
+        try:
+            linked = store.linked(plan.blobs, plan.signed)
+        except OSError as error:
+            self.fail(error)
+            linked = set(plan.blobs)
+        blobs = {digest: size for digest, size in plan.blobs.items()
+                 if digest not in linked and self.attempt(remove, store.blob(digest))}
+        folders = [folder for folder in plan.folders if self.attempt(remove_empty, folder)]
+        return plan._replace(references=done, blobs=blobs, folders=folders, failed=self.failed)
 
-    def remove(self, reference: Reference) -> bool:
+    def needed_by_newcomers(self, store: Store, plan: Plan) -> Set[Reference]:
+        """Return what `plan` removes and a manifest needs that appeared since the scan."""
+        spared: Set[Reference] = set()
+        for name, staying in plan.staying.items():
+            try:
+                if name not in self.given_up and any(
+                        store.exists(store.manifest(name, digest) + '/link')
+                        for digest in store.digests(store.revisions(name))
+                        if digest not in staying):
+                    repository = store.read_repository(name)
+                    require_readable(repository, repository.tags, repository.manifests)
+                    needed = needed_layers(repository, repository.tags, repository.manifests)
+                    spared.update(reference for reference in plan.references
+                                  if reference.repository == name and (
+                                      reference.kind == 'repository' or reference.name in needed))
+            except (OSError, RegistryCleanerError) as error:
+                self.fail(error)
+                self.given_up.add(name)
+        return spared
+
+    def remove(self, store: Store, reference: Reference) -> bool:
         """Remove what `reference` names, unless its repository is given up; tell if it is gone."""
         name = reference.repository
-        if name not in self.given_up and not all(
-                [self.attempt(remove, path) for path in self.store.paths(reference)]):
-            self.given_up.add(name)
+        for path in store.paths(reference):
+            if name not in self.given_up and not self.attempt(remove, path):
+                self.given_up.add(name)
         if reference.kind == 'repository' and name not in self.given_up:
-            self.attempt(remove_empty, self.store.repository(name))
+            self.attempt(remove_empty, store.repository(name))
         return name not in self.given_up
 
     def attempt(self, function: Callable[[str], bool], path: str) -> bool:
         """Tell whether `path` is gone after `function` tried to remove it."""
+        if self.stop():
+            self.complete = False
+            return False
         try:
+            self.changed.add(os.path.dirname(path))
             return function(path)
         except OSError as error:
-            log.error("Could not delete '%s': %s", error.filename, error.strerror)
-            self.failed.append((str(error.filename), str(error.strerror)))
+            self.fail(error)
             return False
+
+    def fail(self, error: Exception) -> None:
+        path, reason = ((str(error.filename), str(error.strerror)) if isinstance(error, OSError)
+                        else (self.v2, str(error)))
+        log.error("Could not delete '%s': %s", path, reason)
+        self.failed.append((path, reason))
+        self.complete = False
+
+
+# -- Safe ground: one run at a time, and no registry at work --------------------------------------
+
+@contextlib.contextmanager
+def locked(v2: str) -> Iterator[None]:
+    """Hold the lock on the store.  Raises RegistryCleanerError when another run holds it."""
+    descriptor = os.open(v2, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RegistryCleanerError(
+                "Another run is at work on '{}'. Nothing was deleted. Wait for its end".format(v2))
+        except OSError as error:  # a network file system may be unable to
+            log.warning("Cannot lock '%s': %s. Make sure that no other run is at work on it",
+                        v2, error.strerror)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def refuse_running_registry(v2: str, read_only: bool) -> None:
+    """Refuse when a registry on this machine works on the store.
+
+    One that is `read_only` may, unless it is a cache of another registry: that writes on each pull.
+    """
+    try:
+        processes = [name for name in os.listdir('/proc') if name.isdigit()]
+    except OSError as error:
+        log.debug('Cannot check whether a registry is running: %s', error.strerror)
+        return
+    for process in processes:
+        try:
+            with open('/proc/{}/cmdline'.format(process), 'rb') as file:
+                command = os.fsdecode(file.read()).split('\0')
+            if command[1:2] not in (['serve'], ['garbage-collect']):
+                continue
+            folders, cached = registry_settings(process, command)
+            if not any(os.path.samefile(v2, folder) for folder in folders
+                       if os.stat(os.path.dirname(folder)) and os.path.lexists(folder)):
+                continue
+        except OSError as error:
+            if not isinstance(error, (FileNotFoundError, ProcessLookupError)):
+                log.debug('Cannot check whether process %s is a registry at work on this data: %s',
+                          process, error.strerror)
+            continue
+        text = 'Process {} ({}) is a registry at work on this data'.format(
+            process, ' '.join(command).strip())
+        if cached and read_only:
+            raise RegistryCleanerError('{}, and a cache: it writes on every pull, read-only or not.'
+                                       ' Nothing was deleted. Stop it first'.format(text))
+        if not read_only or command[1] != 'serve':
+            raise RegistryCleanerError(
+                '{}. Nothing was deleted. Stop it, or restart it in read-only mode and pass '
+                '--read-only-registry'.format(text))
+
+
+def registry_settings(process: str, command: Sequence[str]) -> Tuple[List[str], bool]:
+    """Return the v2 folders that a registry process may work on, and whether it is a cache.
+
+    Its environment goes before its configuration file, and that before the images' default.  The
+    paths lead through /proc, so that they are those that the process sees.
+    """
+    proc = '/proc/{}/'.format(process)
+
+    def seen_by_process(path: str) -> str:
+        return proc + ('root' if path.startswith('/') else 'cwd/') + path
+
+    with open(proc + 'environ', 'rb') as file:
+        environment = dict(text.partition('=')[::2]
+                           for text in os.fsdecode(file.read()).split('\0'))
+    configuration = ''
+    for path in [word for word in command[2:] if word and not word.startswith('-')][:1]:
+        with open(seen_by_process(path), errors='replace') as text:
+            configuration = re.sub(r'(^|\s)#.*', '', text.read(1 << 20))
+
+    def values(key: str, variable: str) -> List[str]:
+        if environment.get(variable):
+            return [environment[variable]]
+        lines = re.findall(key + r'[\'"]?\s*:[ \t]*(\S.*)', configuration)
+        return [value.strip('\'" \t') for line in lines
+                for value in (line, re.split('[,}]', line)[0])]
+
+    roots = values('rootdirectory', 'REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY')
+    return ([seen_by_process(root) + '/docker/registry/v2'
+             for root in roots or ['/var/lib/registry']],
+            bool(values('remoteurl', 'REGISTRY_PROXY_REMOTEURL')))
 
 
 # -- The cleaner: request, scan, plan, apply ------------------------------------------------------
@@ -862,7 +1176,7 @@ def find_v2(directory: str) -> str:
 
     Raises RegistryCleanerError when there is none.
     """
-    directory = os.path.abspath(directory)
+    directory = os.path.abspath(directory) if directory else ''
     if not os.path.isdir(directory):
         raise RegistryCleanerError("Registry data folder '{}' {}".format(
             directory, 'is not a folder' if os.path.lexists(directory) else 'does not exist'))
@@ -883,9 +1197,14 @@ class RegistryCleaner:
     says what is, or would be, gone.  Raises RegistryCleanerError when nothing was deleted.
     """
 
-    def __init__(self, registry_data_dir: str, dry_run: bool = False) -> None:
+    def __init__(self, registry_data_dir: str, dry_run: bool = False,
+                 read_only_registry: bool = False) -> None:
         self.v2 = find_v2(registry_data_dir)
         self.dry_run = dry_run
+        self.read_only_registry = read_only_registry
+        self.complete = True  # all that the journal names is gone
+        self.removing = False
+        self.interrupted = 0  # set while removing: leave the rest to the next run
 
     def delete_entire_repository(self, repo: str) -> Plan:
         """Delete the repository `repo`; repositories below it stay."""
@@ -893,7 +1212,7 @@ class RegistryCleaner:
 
     def delete_repository_tag(self, repo: str, tag: str) -> Plan:
         """Delete the tag `tag` of `repo` with the images that only it reached."""
-        return self.run(Request((literal(repo + ':' + tag),)))
+        return self.run(Request((literal(repo, tag),)))
 
     def delete_untagged(self, repo: str) -> Plan:
         """Delete the manifests of `repo` that no tag reaches."""
@@ -903,68 +1222,155 @@ class RegistryCleaner:
         """Delete empty folders."""
         return self.run(Request(prune=True))
 
-    def run(self, request: Request) -> Plan:
-        """Carry out `request`."""
-        store = Store(self.v2)
+    def run(self, request: Request, report: Callable[[Plan], None] = lambda plan: None) -> Plan:
+        """Finish what an interrupted run left, carry out `request`, and report on each."""
         try:
-            plan = self.plan(store, request)
+            with contextlib.ExitStack() as stack:
+                if not self.dry_run:
+                    stack.enter_context(locked(self.v2))
+                    refuse_running_registry(self.v2, self.read_only_registry)
+                return self._run(request, report)
         except OSError as error:
-            raise RegistryCleanerError(cannot_read(error) + '. Nothing was deleted')
-        return plan if self.dry_run else Remover(store).apply(plan)
+            raise RegistryCleanerError("Cannot go on: '{}': {}".format(
+                error.filename, error.strerror))
 
-    def plan(self, store: Store, request: Request) -> Plan:
-        """Return what `request` removes.  Reads each thing once, and changes nothing."""
-        names = store.repository_names()
-        refuse_unsafe_ground(store, names)
-        found = {image: matching_repositories(image, names) for image in request.images}
-        wishes = wishes_by_repository(request, found)
-        repositories = {name: store.read_repository(name) for name in sorted(wishes)}
-        missing = [missing_part(image, found[image], repositories) for image in request.images]
-        if any(missing):
-            raise RegistryCleanerError('\n'.join(
-                'No {} found in repositories directory {}{}'.format(
-                    part, store.repositories, shorter_name(image, found[image], names))
-                for image, part in zip(request.images, missing) if part))
+    def _run(self, request: Request, report: Callable[[Plan], None]) -> Plan:
+        store = Store(self.v2)
+        journal = Journal(store)
+        unfinished, pushed_again = journal.read()
+        finished = Plan()
+        if unfinished.references or unfinished.blobs:
+            log.warning('An earlier run was interrupted. What it left is finished first')
+            finished = self.carry_out(plan_rest(store, unfinished, pushed_again), journal)
+            report(finished)
+        elif not self.dry_run:
+            remove(journal.path)
+        if self.interrupted:
+            return finished
+        if not self.dry_run:
+            store = Store(self.v2)
+        plan = plan_request(store, request, unfinished.references)
+        plan = self.carry_out(plan, journal, new=True)
+        report(plan)
+        return Plan(finished.references + plan.references, {**finished.blobs, **plan.blobs},
+                    plan.folders, failed=finished.failed + plan.failed)
 
-        references: List[Reference] = []
-        warnings = ["Nothing matches '{}'".format(image) for image in found if not found[image]]
-        signed: Dict[str, str] = {}
-        for name, repository in repositories.items():
-            graph = what_reaches_what(repository)
-            if wishes[name].untagged and has_no_tag(repository, graph):
-                warnings.append(
-                    "Repository '{0}' has manifests and no tag, and was left alone: its images may "
-                    'be used by digest, or their tags kept in a database. To delete all of it: '
-                    '{1} -i {0}'.format(name, PROGRAM))
-                continue
-            lost = [reference for reference in decide(repository, graph, wishes[name], time.time())
-                    if reference.kind != 'layer'
-                    or store.has_link(store.layer(name, reference.name))]
-            references += lost
-            signed.update(blobs_of(repository, lost))
-            warnings += unknown_layers(repository, lost)
-        references.sort(key=lambda reference: KINDS.index(reference.kind))
+    def carry_out(self, plan: Plan, journal: Journal, new: bool = False) -> Plan:
+        """Unless this is a dry run, remove what `plan` names and return what is gone.
 
-        gone = {path for reference in references for path in store.paths(reference)}
-        unlinked = sorted(signed.keys() - store.linked(names, signed, gone))
-        sizes = {digest: store.size(digest) for digest in unlinked}
-        blobs = {digest: size for digest, size in sizes.items() if size is not None}
-        gone.update(map(store.blob, blobs))
-        refuse_other_names(store, gone)
-        folders = store.empty_folders(gone) if request.prune else []
-        return Plan(references, blobs, folders, {digest: signed[digest] for digest in blobs},
-                    warnings)
+        The journal holds a plan that is not `new` already.
+        """
+        if self.dry_run or not (plan.references or plan.blobs or plan.folders or not new):
+            return plan
+        self.removing = True  # from here on an interruption leaves the rest to the next run
+        if new:
+            journal.write(plan)
+        remover = Remover(self.v2, lambda: bool(self.interrupted))
+        plan = remover.apply(plan)
+        self.complete = self.complete and remover.complete
+        if self.complete:
+            remover.attempt(remove, journal.path)
+        self.removing = False
+        return plan
 
 
-def literal(text: str) -> Image:
-    """Return the one image that `text` names.  Raises RegistryCleanerError when it names none."""
+def plan_request(store: Store, request: Request, finished: Iterable[Reference] = ()) -> Plan:
+    """Return what `request` removes.  Reads each thing once, and changes nothing.
+
+    What an interrupted run left, now `finished`, is not missing.  Raises RegistryCleanerError when
+    nothing may be deleted, and OSError for what cannot be read.
+    """
+    names = store.repository_names()
+    refuse_unsafe_ground(store, names)
+    found = {image: matching_repositories(image, names) for image in request.images}
+    wishes = wishes_by_repository(request, found)
+    repositories = {name: store.read_repository(name) for name in sorted(wishes)}
+    gone = {(repository, name) for _, repository, name, _ in finished}
+    missing = [missing_part(image, found[image], repositories, gone) for image in request.images]
+    if any(missing):
+        raise RegistryCleanerError('\n'.join(
+            'No {} found in repositories directory {}{}'.format(
+                part, store.repositories, shorter_name(image, found[image], names))
+            for image, part in zip(request.images, missing) if part))
+
+    plan = Plan([], {}, [], {}, {}, ["Nothing matches '{}'".format(
+        image) for image in found if image.pattern and not any(
+            not image.tag or matching(image.tag, repositories[name].tags)
+            for name in found[image])])
+    blobs: Set[str] = set()
+    for name, repository in repositories.items():
+        graph = what_reaches_what(repository)
+        if wishes[name].untagged and has_no_tag(repository, graph):
+            plan.warnings.append(
+                "Repository '{0}' has manifests and no tag, and was left alone: its images may be "
+                'used by digest, or their tags kept in a database. To delete all of it: '
+                '{1} -i {0}'.format(name, PROGRAM))
+            continue
+        lost = [reference for reference in decide(repository, graph, wishes[name], time.time())
+                if reference.kind != 'layer' or store.has_link(store.layer(name, reference.name))]
+        plan.references.extend(lost)
+        plan.warnings.extend(unknown_layers(repository, lost))
+        plan.signed.update((signature, digest) for _, _, digest, _ in lost
+                           for signature in repository.signatures.get(digest, ()))
+        blobs.update(blobs_of(repository, lost))
+        plan.staying[name] = repository.revisions.keys() - {digest for _, _, digest, _ in lost}
+    return with_blobs(store, plan, blobs.union(plan.signed), request.prune)
+
+
+def plan_rest(store: Store, unfinished: Plan, pushed_again: AbstractSet[Reference]) -> Plan:
+    """Return what of `unfinished`, the plan of an interrupted run, may still be removed.
+
+    The store may have changed since then, so this decides again.  Raises as plan_request() does.
+    """
+    names = store.repository_names()
+    refuse_unsafe_ground(store, names)
+    plan = Plan([], {}, [], unfinished.signed, {})
+    planned: Dict[str, List[Reference]] = {}
+    for reference in unfinished.references:
+        planned.setdefault(reference.repository, []).append(reference)
+    for name, references in planned.items():
+        if name in names:
+            repository = store.read_repository(name)
+            known = {reference.name for reference in references if reference.kind == 'layer'}
+            repository = repository._replace(layers={
+                digest: blob for digest, blob in repository.layers.items()
+                if digest in known or store.has_link(store.layer(name, digest))})
+            references = what_still_goes(repository, references, pushed_again)
+            plan.staying[name] = repository.revisions.keys() - {
+                reference.name for reference in references}
+        plan.references.extend(reference for reference in references if any(
+            map(os.path.lexists, store.paths(reference) + [store.repository(name)]
+                if reference.kind == 'repository' else store.paths(reference))))
+    return with_blobs(store, plan, set(unfinished.blobs), False)
+
+
+def with_blobs(store: Store, plan: Plan, blobs: Set[str], prune: bool) -> Plan:
+    """Return `plan` in the order of removal, with those of `blobs` to which it leaves no link.
+
+    From here on what it removes reads as missing in `store`.
+    """
+    store.gone.update(path for reference in plan.references for path in store.paths(reference))
+    for digest in sorted(blobs - store.linked(blobs, plan.signed)):
+        size = store.size(digest)
+        if size is not None:
+            plan.blobs[digest] = size
+    store.gone.update(map(store.blob, plan.blobs))
+    refuse_other_names(store)
+    return plan._replace(
+        references=sorted(plan.references, key=lambda reference: KINDS.index(reference.kind)),
+        signed={blob: plan.signed[blob] for blob in plan.blobs if blob in plan.signed},
+        folders=store.empty_folders() if prune else [])
+
+
+def literal(repo: str, tag: Optional[str] = None) -> Image:
+    """Return the image of these names.  Raises RegistryCleanerError unless they are names."""
+    image = Image(repo, tag)
     try:
-        image = parse_image(text)
-    except ValueError as error:
-        raise RegistryCleanerError(str(error))
-    if image.pattern:
-        raise RegistryCleanerError("'{}' is a pattern".format(text))
-    return image
+        if parse_image(str(image)) == image and not image.pattern and tag != '':
+            return image
+    except ValueError:
+        pass
+    raise RegistryCleanerError("'{}' is no valid image name".format(image))
 
 
 def refuse_unsafe_ground(store: Store, names: Iterable[str]) -> None:
@@ -1005,18 +1411,22 @@ def wishes_by_repository(request: Request, found: Mapping[Image, List[str]]) -> 
     return wishes
 
 
-def missing_part(image: Image, found: List[str],
-                 repositories: Mapping[str, Repository]) -> Optional[str]:
-    """Return what `image`, found in the repositories `found`, names that is not there."""
-    if image.pattern:
+def missing_part(image: Image, found: List[str], repositories: Mapping[str, Repository],
+                 gone: AbstractSet[Tuple[str, str]]) -> Optional[str]:
+    """Return what `image`, found in the repositories `found`, names and is neither there nor gone.
+
+    `gone` holds (repository, tag or digest), the latter '' for a whole repository.
+    """
+    name = found[0] if found else image.name
+    part = image.tag or image.digest or ''
+    if image.pattern or not gone.isdisjoint(((name, part), (name, ''))):
         return None
     if not found:
-        return "repository '{}'".format(image.name)
-    repository = repositories[found[0]]
-    if image.tag and image.tag not in repository.tags:
-        return "repository '{}' tag '{}'".format(repository.name, image.tag)
-    if image.digest and image.digest not in repository.manifests:
-        return "repository '{}' manifest '{}'".format(repository.name, image.digest)
+        return "repository '{}'".format(name)
+    if image.tag and image.tag not in repositories[name].tags:
+        return "repository '{}' tag '{}'".format(name, image.tag)
+    if image.digest and image.digest not in repositories[name].manifests:
+        return "repository '{}' manifest '{}'".format(name, image.digest)
     return None
 
 
@@ -1031,16 +1441,10 @@ def has_no_tag(repository: Repository, graph: Graph) -> bool:
     return bool(repository.manifests) and repository.tags.keys() <= graph.referrer_tags
 
 
-def blobs_of(repository: Repository, lost: Iterable[Reference]) -> Dict[str, str]:
-    """Return the blobs that `lost` has links to, each with the manifest that it signs or ''."""
-    blobs: Dict[str, str] = {}
-    for kind, _, name, _ in lost:
-        if kind == 'manifest':
-            blobs.update((signature, name) for signature in repository.signatures[name])
-            blobs[repository.revisions[name]] = ''
-        elif kind == 'layer':
-            blobs[repository.layers[name]] = ''
-    return blobs
+def blobs_of(repository: Repository, lost: Iterable[Reference]) -> Set[str]:
+    """Return the blobs that the links in `lost` stand for."""
+    return {(repository.revisions if reference.kind == 'manifest' else repository.layers)
+            [reference.name] for reference in lost if reference.kind in ('manifest', 'layer')}
 
 
 def unknown_layers(repository: Repository, lost: List[Reference]) -> List[str]:
@@ -1105,7 +1509,7 @@ def summary(plan: Plan, verb: str) -> str:
 
 EXAMPLES = """\
 examples:
-  delete_docker_registry_image -n -i team/app:1.0     what would go, and what stays?
+  delete_docker_registry_image -n -i team/app:1.0     what would be deleted?
   delete_docker_registry_image -i team/app:1.0 -i team/app:1.1
   delete_docker_registry_image -i 'team/*:pr-*'       quote patterns
   delete_docker_registry_image -u -p -i '*'           all that no tag reaches
@@ -1136,6 +1540,8 @@ def make_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group('how')
     how.add_argument('-n', '--dry-run', action='store_true',
                      help='say what would be deleted; touch nothing')
+    how.add_argument('--read-only-registry', action='store_true',
+                     help='the registry is running, in read-only mode')
     how.add_argument('-f', '--force', action='store_true',
                      help='accepted for old scripts; has no effect')
     where = parser.add_argument_group('where')
@@ -1154,9 +1560,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def find_data_dir(given: Optional[str]) -> str:
     """Return the folder to look for a registry in: the given one, else as the help says."""
-    for directory in (given, os.environ.get('REGISTRY_DATA_DIR'),
-                      os.environ.get('REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY')):
-        if directory:
+    for directory in (given, os.environ.get('REGISTRY_DATA_DIR') or None,
+                      os.environ.get('REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY') or None):
+        if directory is not None:
             return directory
     found = [path for path in DEFAULT_DATA_DIRS if os.path.isdir(path + '/docker/registry/v2')]
     if len(found) == 1:
@@ -1164,6 +1570,10 @@ def find_data_dir(given: Optional[str]) -> str:
     raise RegistryCleanerError('{} Name the one to work on with -d'.format(
         'There is more than one registry here: ' + ', '.join(found) + '.' if found else
         'No registry data found in ' + ', '.join(DEFAULT_DATA_DIRS) + '.'))
+
+
+class Interrupted(BaseException):
+    """A signal came while nothing was being removed."""
 
 
 def run(argv: Optional[Sequence[str]]) -> int:
@@ -1187,17 +1597,41 @@ def run(argv: Optional[Sequence[str]]) -> int:
     if arguments.force:
         log.warning('-f, --force has no effect')
     try:
-        cleaner = RegistryCleaner(find_data_dir(arguments.registry_data_dir), arguments.dry_run)
-        done = cleaner.run(Request(images, arguments.untagged, arguments.prune))
+        cleaner = RegistryCleaner(find_data_dir(arguments.registry_data_dir), arguments.dry_run,
+                                  arguments.read_only_registry)
+        catch_signals(cleaner)
+        done = cleaner.run(Request(images, arguments.untagged, arguments.prune),
+                           lambda plan: report(plan, arguments.dry_run))
     except RegistryCleanerError as error:
         for line in str(error).splitlines():
             log.error('%s', line)
         return 1
-    for text in done.warnings:
-        log.warning('%s', text)
-    for level, line in describe(done, 'Would delete' if arguments.dry_run else 'Deleted'):
-        log.log(level, '%s', line)
+    except Interrupted as interrupted:
+        log.error('Interrupted')
+        return 128 + int(interrupted.args[0])
+    if cleaner.interrupted:
+        log.warning('Interrupted.%s', '' if cleaner.complete else ' The next run finishes the rest')
+        return 128 + cleaner.interrupted
     return 3 if done.failed else 0
+
+
+def catch_signals(cleaner: RegistryCleaner) -> None:
+    """Let SIGINT and SIGTERM end a run between two removals, and at once while it only reads."""
+    def catch(number: int, frame: Any) -> None:
+        if not cleaner.removing:
+            raise Interrupted(number)
+        cleaner.interrupted = number
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, catch)
+
+
+def report(plan: Plan, dry_run: bool) -> None:
+    """Log what was, or would be, removed."""
+    for text in plan.warnings:
+        log.warning('%s', text)
+    for level, line in describe(plan, 'Would delete' if dry_run else 'Deleted'):
+        log.log(level, '%s', line)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -1207,7 +1641,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return run(argv)
     finally:
         try:
-            sys.stdout.flush()
+            print(end='', flush=True)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
