@@ -24,12 +24,14 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import stat
 import sys
+import threading
 import time
-from typing import (AbstractSet, Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Mapping,
-                    NamedTuple, Optional, Sequence, Set, Tuple)
+from typing import (AbstractSet, Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple,
+                    Optional, Sequence, Set, Tuple, TypeVar)
 
 __version__ = '1.0.0'
 
@@ -40,7 +42,12 @@ MANIFEST_LIMIT = 4 << 20  # bytes; no registry reads a larger manifest
 JOURNAL = '.delete_docker_registry_image.journal'
 JOURNAL_VERSION = 1
 UPLOAD_AGE = 24 * 3600  # seconds without a write after which an upload counts as given up
+SLOW_LISTING = 0.001  # seconds that listing a folder takes on storage that wants parallel work
+JOBS = 32  # operations at once on such storage
 LISTING_CALLS = 5  # what listing a folder costs: open, fstat, getdents twice, close
+
+Item = TypeVar('Item')
+Result = TypeVar('Result')
 
 log = logging.getLogger(PROGRAM)
 
@@ -57,8 +64,10 @@ def cannot_read(error: OSError) -> str:
 # -- Digests, names and images --------------------------------------------------------------------
 
 HEX_LENGTH = {'sha256': 64, 'sha384': 96, 'sha512': 128}
+HEX = {name: re.compile('[0-9a-f]{%d}' % length) for name, length in HEX_LENGTH.items()}
 ONE_DIGEST = '(?:' + '|'.join('%s:[0-9a-f]{%d}' % pair for pair in HEX_LENGTH.items()) + ')'
 DIGEST = re.compile(ONE_DIGEST)
+LEFTOVER = re.compile('(_layers|_manifests/revisions)/' + ONE_DIGEST.replace(':[', '/['))
 COMPONENT = re.compile(r'[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*')
 TAG = re.compile(r'[A-Za-z0-9_][A-Za-z0-9._-]{0,127}')
 REFERRER_TAG = re.compile('(' + ONE_DIGEST.replace(':[', '-[') + r')(?:\..*)?', re.DOTALL)
@@ -131,6 +140,11 @@ def matching(wanted: str, names: Iterable[str]) -> List[str]:
 
 # -- Manifests ------------------------------------------------------------------------------------
 
+# What manifests and descriptors hold; case-folded key -> key.
+KEYS = {key.casefold(): key for key in (
+    'schemaVersion mediaType artifactType config layers manifests blobs subject digest size urls '
+    'platform annotations data fsLayers blobSum name tag architecture history signatures').split()}
+USUAL_KEYS = frozenset(KEYS.values())
 MANIFEST_TYPES = frozenset((
     'application/vnd.docker.distribution.manifest.v1+json',
     'application/vnd.docker.distribution.manifest.v1+prettyjws',
@@ -149,6 +163,7 @@ class Manifest(NamedTuple):
     children: Tuple[str, ...] = ()  # entries of an index: manifests, or plain blobs (BuildKit)
     typed: Tuple[str, ...] = ()  # those entries that the index calls manifests
     subject: Optional[str] = None
+    foreign: Tuple[str, ...] = ()  # layers that are stored elsewhere
     fault: Optional[str] = None  # why it is unreadable
     kind: str = ''  # the keys that make it a manifest; empty if none do
 
@@ -158,27 +173,36 @@ class Manifest(NamedTuple):
         return self.blobs + self.children
 
 
-def field(document: Any, key: str, kind: type) -> Any:
-    """Return the value of `key` in a JSON object, None when it is null or absent.
+def plain(document: Any) -> Dict[str, Any]:
+    """Return a JSON object with its keys as they are usually spelled.
 
-    The registry (Go) ignores the case of keys, so this does.  Raises ValueError for a wrong type.
+    The registry (Go) ignores the case of keys, so this does.  Raises ValueError if it is no object,
+    or if a key stands in it twice.
     """
     if not isinstance(document, dict):
         raise ValueError('no JSON object')
-    values = [value for name, value in document.items() if name.casefold() == key]
-    if len(values) > 1:
-        raise ValueError("'{}' stands twice".format(key))
-    if values and values[0] is not None and not isinstance(values[0], kind):
+    if document.keys() <= USUAL_KEYS:
+        return document
+    spelled = [KEYS.get(key.casefold(), '') for key in document]
+    if len(set(spelled) - {''}) < len(spelled) - spelled.count(''):
+        raise ValueError('a key stands twice')
+    return {key: value for key, value in zip(spelled, document.values()) if key}
+
+
+def part(document: Dict[str, Any], key: str, kind: type) -> Any:
+    """Return the value of `key`, None if null or absent.  Raises ValueError for a wrong type."""
+    value = document.get(key)
+    if value is not None and not isinstance(value, kind):
         raise ValueError("'{}' has a wrong type".format(key))
-    return values[0] if values else None
+    return value
 
 
-def digest_in(descriptor: Any, key: str = 'digest') -> str:
+def digest_in(descriptor: Dict[str, Any], key: str = 'digest') -> str:
     """Return the digest of a descriptor.  Raises ValueError for one outside the grammar."""
-    digest = field(descriptor, key, str)
-    if digest is None or not is_digest(digest):
+    digest = descriptor.get(key)
+    if not isinstance(digest, str) or not is_digest(digest):
         raise ValueError('no valid digest')
-    return str(digest)
+    return digest
 
 
 def parse_manifest(digest: str, content: Optional[bytes]) -> Manifest:
@@ -196,30 +220,28 @@ def parse_manifest(digest: str, content: Optional[bytes]) -> Manifest:
     try:
         # Numbers mean nothing here, and reading a huge integer would take quadratic time.
         document = json.loads(content.decode('utf-8', 'replace'), parse_int=float)
-        return Manifest(**parse_document(document))
+        return Manifest(**parse_document(plain(document)))
     except (ValueError, RecursionError) as error:
         return Manifest(fault='it is no valid manifest ({})'.format(error))
 
 
-def parse_document(document: Any) -> Dict[str, Any]:
-    """Return the fields of the Manifest that a JSON document is.  Raises ValueError if it is none.
-    """
-    def entries(key: str) -> List[Any]:
-        return field(document, key, list) or []
-
-    config, subject = field(document, 'config', dict), field(document, 'subject', dict)
-    kind = {'fslayers', 'config', 'layers', 'manifests', 'blobs'}.intersection(
-        key.casefold() for key in document)
+def parse_document(document: Dict[str, Any]) -> Dict[str, Any]:
+    """Return the fields of the Manifest that a JSON object is.  Raises ValueError if it is none."""
+    kind = document.keys() & {'fsLayers', 'config', 'layers', 'manifests', 'blobs'}
     if not kind:
         raise ValueError('it has none of the keys of a manifest')
-    blobs = [digest_in(blob) for blob in entries('layers') + entries('blobs')]
-    blobs += [digest_in(layer, 'blobsum') for layer in entries('fslayers')]
-    blobs += [digest_in(config)] if config is not None else []
-    return {'blobs': tuple(blobs),
-            'children': tuple(digest_in(entry) for entry in entries('manifests')),
-            'typed': tuple(digest_in(entry) for entry in entries('manifests')
-                           if field(entry, 'mediatype', str) in MANIFEST_TYPES),
-            'subject': digest_in(subject) if subject is not None else None,
+    layers, blobs, old_layers, entries = (
+        [plain(item) for item in part(document, key, list) or ()]
+        for key in ('layers', 'blobs', 'fsLayers', 'manifests'))
+    config, subject = part(document, 'config', dict), part(document, 'subject', dict)
+    return {'blobs': (*map(digest_in, layers + blobs),
+                      *(digest_in(layer, 'blobSum') for layer in old_layers),
+                      *([] if config is None else [digest_in(plain(config))])),
+            'children': tuple(map(digest_in, entries)),
+            'typed': tuple(digest_in(entry) for entry in entries
+                           if part(entry, 'mediaType', str) in MANIFEST_TYPES),
+            'foreign': tuple(digest_in(layer) for layer in layers if part(layer, 'urls', list)),
+            'subject': None if subject is None else digest_in(plain(subject)),
             'kind': ' '.join(sorted(kind))}
 
 
@@ -230,6 +252,7 @@ class Tag(NamedTuple):
 
     digest: Optional[str]  # None: broken
     history: Tuple[str, ...]  # every digest in its index
+    pushed: Optional[float] = None  # time of the last write to its link, in seconds
     fault: Optional[str] = None  # why its link cannot be read
 
 
@@ -243,6 +266,40 @@ class Repository(NamedTuple):
     manifests: Dict[str, Manifest]  # revisions, and manifests that have only a layer link
     signatures: Dict[str, Tuple[str, ...]]  # revision -> its signature blobs (schema 1)
     uploads: Dict[str, float]  # upload -> time of the last write to it
+    leftovers: Tuple[str, ...]  # folders of revisions that have lost their link
+
+
+class Workers:
+    """Runs file operations side by side where the storage is slow: all parallel work is in here.
+
+    `jobs` is how many at once; 0 lets the time of the first listings decide.  `progress` is told
+    what is going on, how many operations are done, and of how many.
+    """
+
+    def __init__(self, jobs: int = 0,
+                 progress: Callable[[str, int, int], None] = lambda step, done, total: None
+                 ) -> None:
+        self.jobs = jobs
+        self.progress = progress
+        self.listing_times: List[float] = []
+        self._pool: Any = None
+
+    def each(self, function: Callable[[Item], Result], items: Sequence[Item],
+             step: Callable[[], str] = str) -> Iterator[Result]:
+        """Yield function(item) for each of `items`, in their order."""
+        times = sorted(self.listing_times)
+        jobs = self.jobs or (JOBS if times and times[len(times) // 2] > SLOW_LISTING else 1)
+        if threading.current_thread() is not threading.main_thread():
+            yield from map(function, items)
+            return
+        if jobs > 1 and not self._pool:
+            # Not at the top: it takes longer to import than most runs last.
+            from concurrent.futures import ThreadPoolExecutor
+            self._pool = ThreadPoolExecutor(jobs)
+        for done, result in enumerate((self._pool.map if jobs > 1 else map)(function, items)):
+            if step():
+                self.progress(step(), done + 1, len(items))
+            yield result
 
 
 class Store:
@@ -251,13 +308,16 @@ class Store:
     What is missing, or in `gone`, reads as empty.  What exists and cannot be read raises OSError.
     """
 
-    def __init__(self, v2: str) -> None:
+    def __init__(self, v2: str, workers: Workers) -> None:
         self.v2 = v2
+        self.each = workers.each
+        self.listing_times = workers.listing_times
         self.gone: Set[str] = set()  # paths of what a plan removes: it reads as missing already
         self.repositories = v2 + '/repositories'
         self.blobs = v2 + '/blobs'
         self.links: Dict[str, str] = {}  # symbolic links met while reading -> where they lead
         self._names: Optional[List[str]] = None
+        self._read: Dict[str, Repository] = {}
         self._parsed: Dict[str, Manifest] = {}
 
     # Paths.
@@ -282,6 +342,11 @@ class Store:
 
     def signature(self, name: str, digest: str, signature: str) -> str:
         return self.manifest(name, digest) + '/signatures/' + signature.replace(':', '/')
+
+    index = manifest
+
+    def leftover(self, name: str, folder: str) -> str:
+        return self.repository(name) + '/' + folder
 
     def layers(self, name: str) -> str:
         return self.repository(name) + '/_layers'
@@ -315,48 +380,60 @@ class Store:
                           'remove the link'.format(os.readlink(path)), path)
 
     def entries(self, path: str) -> List['os.DirEntry[str]']:
-        """Return what the folder `path` holds, sorted by name."""
+        """Return what the folder `path` holds, in any order."""
         if path in self.gone:
             return []
+        start = time.perf_counter() if len(self.listing_times) < 20 else 0.0
         try:
             with os.scandir(path) as found:
-                entries = sorted((entry for entry in found if entry.path not in self.gone),
-                                 key=lambda entry: entry.name)
+                entries = list(found)
         except FileNotFoundError:
             self.require_missing(path)
             return []
+        if start:
+            self.listing_times.append(time.perf_counter() - start)
+        if self.gone:
+            entries = [entry for entry in entries if entry.path not in self.gone]
         for entry in entries:
             if entry.is_symlink():
                 self.links[entry.path] = os.path.realpath(entry.path)
         return entries
 
     def folders(self, path: str) -> List[str]:
-        """Return the names of the folders in `path`.
+        """Return the names of the folders in `path`, sorted.
 
         Symbolic links to folders count, and so do those to nothing: who enters one will learn it.
         """
-        return [entry.name for entry in self.entries(path)
-                if entry.is_dir() or entry.is_symlink() and not os.path.exists(entry.path)]
+        return sorted(entry.name for entry in self.entries(path)
+                      if entry.is_dir() or entry.is_symlink() and not os.path.exists(entry.path))
 
     def digests(self, path: str) -> List[str]:
-        """Return the digests that the folders `path`/<alg>/<hex> stand for."""
-        return [digest for algorithm in self.folders(path)
-                for digest in (algorithm + ':' + entry.name
-                               for entry in self.entries(path + '/' + algorithm))
-                if is_digest(digest)]
+        """Return the digests that the folders `path`/<alg>/<hex> stand for, sorted."""
+        return [algorithm + ':' + name for algorithm in self.folders(path)
+                for name in self.hex_names(path, algorithm)]
 
-    def exists(self, path: str) -> bool:
-        """Tell whether `path` is there; take note when it is a symbolic link."""
-        if os.path.dirname(path) in self.gone:
-            return False
+    def hex_names(self, path: str, algorithm: str) -> List[str]:
+        """Return the names in the folder `path`/`algorithm` that make digests, sorted."""
+        is_hex = HEX[algorithm].fullmatch if algorithm in HEX else re.compile('(?!)').fullmatch
+        return sorted([entry.name for entry in self.entries(path + '/' + algorithm)
+                       if is_hex(entry.name)])
+
+    def status(self, path: str) -> Optional[os.stat_result]:
+        """Return the status of `path`, None if missing; take note when it is a symbolic link."""
+        if self.gone and os.path.dirname(path) in self.gone:
+            return None
         try:
-            if stat.S_ISLNK(os.lstat(path).st_mode):
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
                 self.links[path] = os.path.realpath(path)
-                os.stat(path)
+                status = os.stat(path)
         except FileNotFoundError:
             self.require_missing(path)
-            return False
-        return True
+            return None
+        return status
+
+    def exists(self, path: str) -> bool:
+        return self.status(path) is not None
 
     def has_link(self, folder: str) -> bool:
         """Tell whether `folder`, which lies in a folder that is there, is and holds a link."""
@@ -370,24 +447,35 @@ class Store:
         """Return at most `limit` + 1 bytes of the file `path`, None when it is missing."""
         try:
             # Never wait for the other end of a pipe that lies where a file belongs.
-            with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb', 0) as file:
-                return file.read(limit + 1)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             self.require_missing(path)
             return None
+        try:
+            content = chunk = os.read(descriptor, min(limit + 1, 1 << 16))
+            while chunk and len(content) <= limit:
+                chunk = os.read(descriptor, limit + 1 - len(content))
+                content += chunk
+            return content
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path)
+        finally:
+            os.close(descriptor)
 
     def read_link(self, folder: str) -> Optional[str]:
         """Return the digest in `folder`/link, None when it is missing, empty or no digest."""
         content = (self.read(folder + '/link', 200) or b'').decode('ascii', 'replace')
         return content if is_digest(content) else None
 
-    def target(self, folder: str, digest: str) -> str:
-        """Return the digest of the blob that the link of `digest` in `folder` stands for.
+    def target(self, top: str, digest: str) -> str:
+        """Return the digest of the blob that the link of `digest` below `top` stands for.
 
         A sha256 link is named after its blob.  Another one holds the name: blobs are stored under
         their sha256.
         """
-        return digest if digest.startswith('sha256:') else self.read_link(folder) or digest
+        if digest.startswith('sha256:'):
+            return digest
+        return self.read_link(top + '/' + digest.replace(':', '/')) or digest
 
     def read_manifest(self, digest: str) -> Manifest:
         """Return the manifest stored as the blob `digest`; each is read once."""
@@ -431,21 +519,33 @@ class Store:
         """Return the tag `tag` of repository `name`."""
         folder = self.tag(name, tag)
         try:
-            self.exists(folder + '/current')
-            self.exists(folder + '/current/link')
-            return Tag(self.read_link(folder + '/current'), tuple(self.digests(folder + '/index')))
+            self.status(folder + '/current')
+            status = self.status(folder + '/current/link')
+            return Tag(self.read_link(folder + '/current') if status else None,
+                       tuple(self.digests(folder + '/index')),
+                       status.st_mtime if status else None)
         except OSError as error:
-            return Tag(None, (), cannot_read(error))
+            return Tag(None, (), fault=cannot_read(error))
+
+    def read_repositories(self, names: List[str]) -> Dict[str, Repository]:
+        """Return these repositories by name; each is read once."""
+        new = [name for name in names if name not in self._read]
+        self._read.update(zip(new, self.each(self.read_repository, new,
+                                             lambda: 'Reading repositories')))
+        return {name: self._read[name] for name in names}
 
     def read_repository(self, name: str) -> Repository:
         """Return the repository `name`, with all of its manifests."""
-        tags = {tag: self.read_tag(name, tag) for tag in self.folders(self.tags(name))}
-        layers = {digest: self.target(self.layer(name, digest), digest)
+        names = self.folders(self.tags(name))
+        tags = dict(zip(names, self.each(lambda tag: self.read_tag(name, tag), names)))
+        layers = {digest: self.target(self.layers(name), digest)
                   for digest in self.digests(self.layers(name))}
-        revisions = {digest: self.target(self.manifest(name, digest), digest)
-                     for digest in self.digests(self.revisions(name))
-                     if self.exists(self.manifest(name, digest) + '/link')}
-        manifests = {digest: self.read_manifest(blob) for digest, blob in revisions.items()}
+        folders = self.digests(self.revisions(name))
+        present = list(self.each(
+            lambda digest: self.exists(self.manifest(name, digest) + '/link'), folders))
+        revisions = {digest: self.target(self.revisions(name), digest)
+                     for digest, there in zip(folders, present) if there}
+        manifests = dict(zip(revisions, self.each(self.read_manifest, list(revisions.values()))))
         # Registry 2.1.0 linked manifests as layers, and every 2.x still serves them from there.
         todo = {digest for tag in tags.values() for digest in tag.history + (tag.digest or '',)}
         todo.update(child for manifest in manifests.values() for child in manifest.typed)
@@ -458,10 +558,13 @@ class Store:
                     manifests[digest] = manifest
                     todo.update(manifest.typed)
         signatures = {digest: tuple(self.digests(self.manifest(name, digest) + '/signatures'))
-                      for digest in revisions}
+                      for digest in revisions if 'fsLayers' in manifests[digest].kind
+                      or not manifests[digest].kind}
         uploads = {upload: self.last_write(self.upload(name, upload))
                    for upload in self.folders(self.repository(name) + '/_uploads')}
-        return Repository(name, tags, revisions, layers, manifests, signatures, uploads)
+        return Repository(name, tags, revisions, layers, manifests, signatures, uploads, tuple(
+            '_manifests/revisions/' + digest.replace(':', '/')
+            for digest in folders if digest not in revisions))
 
     def last_write(self, folder: str) -> float:
         """Return the time of the last write to anything in `folder`, in seconds."""
@@ -484,12 +587,12 @@ class Store:
                 if named and len(blobs) <= LISTING_CALLS:
                     found = [blob for blob in blobs if blob.startswith('sha256:')]
                 else:
-                    found = [algorithm + ':' + entry.name
-                             for entry in self.entries(top + '/' + algorithm)]
+                    found = [algorithm + ':' + name for name in self.hex_names(top, algorithm)]
                 for digest in found:
-                    folder = top + '/' + digest.replace(':', '/')
-                    if (digest in blobs if named else is_digest(digest)) and self.has_link(folder):
-                        yield self.target(folder, digest)
+                    if digest in blobs or not named:
+                        folder = top + '/' + digest.replace(':', '/')
+                        if self.has_link(folder):
+                            yield self.target(top, digest)
         for blob, manifest in signed.items():
             if self.manifest(name, manifest) not in self.gone and self.has_link(
                     self.signature(name, manifest, blob)):
@@ -512,12 +615,34 @@ class Store:
                    for prefix in self.folders(self.blobs + '/' + algorithm)
                    for name in self.folders('/'.join((self.blobs, algorithm, prefix))))
 
+    def stored_blobs(self) -> List[str]:
+        """Return the digests of all blobs, sorted."""
+        folders = ['{}/{}/{}'.format(self.blobs, algorithm, prefix)
+                   for algorithm in self.folders(self.blobs)
+                   for prefix in self.folders(self.blobs + '/' + algorithm)]
+        found = []
+        for folder, entries in zip(folders, self.each(self.entries, folders)):
+            algorithm, prefix = folder.split('/')[-2:]
+            found += [algorithm + ':' + entry.name for entry in entries
+                      if entry.name.startswith(prefix)]
+        return sorted(filter(is_digest, found))
+
     def size(self, digest: str) -> Optional[int]:
         """Return the bytes that removing the blob frees, None when it is not stored."""
         path = self.blob(digest)
-        if os.path.islink(path) or os.path.islink(path + '/data'):
-            return 0  # the link goes, what it leads to stays
-        return os.stat(path + '/data').st_size if self.exists(path + '/data') else None
+        try:
+            for part in (path, path + '/data'):
+                status = os.lstat(part)
+                if stat.S_ISLNK(status.st_mode):
+                    return 0  # the link goes, what it leads to stays
+        except FileNotFoundError:
+            return None
+        return status.st_size if path not in self.gone else None
+
+    def sizes(self, digests: List[str]) -> Dict[str, int]:
+        """Return the size of each of these blobs that is stored."""
+        found = zip(digests, self.each(self.size, digests, lambda: 'Measuring blobs'))
+        return {digest: size for digest, size in found if size is not None}
 
     def empty_folders(self) -> List[str]:
         """Return the folders that hold nothing, each before its parent.
@@ -542,13 +667,16 @@ class Store:
 
 # -- The plan: pure decisions ---------------------------------------------------------------------
 
-class Wish(NamedTuple):
-    """What a request asks of one repository."""
+class Request(NamedTuple):
+    """What the operator asks of a run, or of one repository in it."""
 
-    whole: bool = False
-    untagged: bool = False
-    tags: FrozenSet[str] = frozenset()  # names and patterns
-    digests: FrozenSet[str] = frozenset()
+    images: Tuple[Image, ...] = ()
+    excluded: Tuple[Image, ...] = ()  # never delete what these name
+    untagged: bool = False  # of the images, which are repositories, only what no tag reaches
+    garbage: bool = False  # in the whole registry, what nothing uses
+    prune: bool = False  # empty folders
+    keep_last: Optional[int] = None  # of the tags that each image selects in a repository
+    older_than: Optional[float] = None  # select only tags pushed so many seconds ago, or more
 
 
 class Reference(NamedTuple):
@@ -561,7 +689,9 @@ class Reference(NamedTuple):
 
 
 # In the order of removal, which keeps every tag that resolves complete at every moment.
-KINDS = ('tag', 'entry', 'manifest', 'layer', 'upload', 'repository')
+# An index goes before the manifests, its children among them.  A leftover is a folder without link.
+KINDS = ('tag', 'entry', 'index', 'manifest', 'layer', 'leftover', 'upload', 'repository')
+STAMPED = ('tag', 'index', 'manifest')  # what a push writes anew
 
 
 class Plan(NamedTuple):
@@ -575,13 +705,9 @@ class Plan(NamedTuple):
     warnings: List[str] = []
     failed: List[Tuple[str, str]] = []  # path, and why it could not be removed
 
-    def named(self, kind: str) -> List[str]:
-        """Return the names of all that is removed of one kind."""
-        return [reference.name for reference in self.references if reference.kind == kind]
-
 
 def reach(start: Iterable[str], edges: Mapping[str, Iterable[str]],
-          avoid: FrozenSet[str] = frozenset()) -> Set[str]:
+          avoid: AbstractSet[str] = frozenset()) -> Set[str]:
     """Return all nodes that a walk along `edges` from `start` meets, never entering `avoid`."""
     met: Set[str] = set()
     todo = list(start)
@@ -602,52 +728,108 @@ class Graph(NamedTuple):
     """What reaches what in one repository.  Nodes are digests, and tags as tag_node() writes."""
 
     edges: Dict[str, List[str]]
-    referrer_tags: FrozenSet[str]
+    reached_by: Dict[str, List[str]]  # the same edges backwards
+    referrer_tags: AbstractSet[str]
+    users: Dict[str, int]  # layer link -> how many tags and manifests need it
 
 
-def what_needs_what(repository: Repository) -> Dict[str, List[str]]:
-    """Return which manifests each tag and each manifest needs to be pulled.
+def make_graph(repository: Repository, referrers: bool = True) -> Graph:
+    """Return what each tag and each manifest of `repository` reaches in one step.
 
-    A manifest needs its children, a tag its manifest, a broken tag whatever it may have stood for.
+    A tag reaches its manifest, a broken one whatever it may have stood for, and a manifest its
+    children: what a pull needs.  With `referrers` a manifest reaches whatever names it as subject,
+    and its referrer tags, too.
     """
-    manifests = repository.manifests
+    manifests, tags = repository.manifests, repository.tags
     edges = {digest: [child for child in manifest.children if child in manifests]
              for digest, manifest in manifests.items()}
     everything = list(manifests)
-    for tag, (current, history, _) in repository.tags.items():
+    for tag, (current, history, _, _) in tags.items():
         named = (current,) if current else history
         edges[tag_node(tag)] = [d for d in named if d in manifests] if named else everything
-    return edges
+    owners: Dict[str, str] = {}
+    if referrers:
+        for digest, manifest in manifests.items():
+            if manifest.subject in manifests:
+                edges[str(manifest.subject)].append(digest)
+        owners = referrer_tags(repository, edges)
+        for tag, owner in owners.items():
+            edges[owner].append(tag_node(tag))
+    reached_by: Dict[str, List[str]] = {}
+    users: Dict[str, int] = {}
+    for node, reached in edges.items():
+        for other in reached:
+            reached_by.setdefault(other, []).append(node)
+        for digest in layers_of(repository, node):
+            users[digest] = users.get(digest, 0) + 1
+    return Graph(edges, reached_by, owners.keys(), users)
 
 
-def what_reaches_what(repository: Repository) -> Graph:
-    """Return what each tag and each manifest of `repository` reaches in one step.
-
-    A tag and a manifest reach what they need.  A manifest reaches whatever names it as subject,
-    too, and its referrer tags.
-    """
-    manifests, tags = repository.manifests, repository.tags
-    edges = what_needs_what(repository)
-    for digest, manifest in manifests.items():
-        if manifest.subject in manifests:
-            edges[str(manifest.subject)].append(digest)
+def referrer_tags(repository: Repository, edges: Mapping[str, Iterable[str]]) -> Dict[str, str]:
+    """Return the referrer tags of `repository`, each with the manifest that it belongs to."""
     owners: Dict[str, str] = {}
     reached: Dict[str, Set[str]] = {}  # many tags of one manifest are one walk
-    for tag in tags:
+    for tag in repository.tags:
         match = REFERRER_TAG.fullmatch(tag)
         owner = match.group(1).replace('-', ':') if match else ''
-        if owner in manifests:
-            start = tags[tag].digest or tag_node(tag)
+        if owner in repository.manifests:
+            start = repository.tags[tag].digest or tag_node(tag)
             if start not in reached:
                 reached[start] = reach([start], edges)
             if owner not in reached[start]:
                 owners[tag] = owner
-    for tag, owner in owners.items():
-        edges[owner].append(tag_node(tag))
-    return Graph(edges, frozenset(owners))
+    return owners
 
 
-def parents_first(doomed: Set[str], manifests: Mapping[str, Manifest]) -> List[str]:
+def layers_of(repository: Repository, node: str) -> Set[str]:
+    """Return the layer links that a tag or a manifest needs.
+
+    A layer pushed under another algorithm has a second link, under its sha256, that no manifest
+    names: it is needed as long as the first one is.
+    """
+    if node.startswith(':'):
+        named = {repository.tags[node[1:]].digest or ''}
+    else:
+        named = {node, *repository.manifests[node].names}
+    links = repository.layers.keys() & named
+    return links.union([repository.layers[digest] for digest in links])
+
+
+class Loss(NamedTuple):
+    """What goes from a repository."""
+
+    nodes: Set[str]  # tags and manifests
+    layers: Set[str]  # layer links that only those needed
+
+
+def lose(repository: Repository, graph: Graph, named: Set[str], touched: Set[str],
+         spared: AbstractSet[str] = frozenset()) -> Loss:
+    """Return what goes with the tags and manifests `named`.
+
+    That is what is `touched`, a set that holds all that it reaches, less what something else still
+    reaches, be it `spared` or outside.
+    """
+    inside = named | touched
+    entered = [node for node in touched - named
+               if node in spared or not inside.issuperset(graph.reached_by.get(node, ()))]
+    nodes = inside - reach(entered, graph.edges, avoid=named)
+    lost: Dict[str, int] = {}
+    for node in nodes:
+        for digest in layers_of(repository, node):
+            lost[digest] = lost.get(digest, 0) + 1
+    return Loss(nodes, {digest for digest, users in lost.items()
+                        if users == graph.users[digest] and digest in repository.layers})
+
+
+def what_goes_with(repository: Repository, graph: Graph, tags: Iterable[str],
+                   digests: Iterable[str] = ()) -> Set[str]:
+    """Return all that these tags, with their history, and these manifests reach."""
+    named = set(digests).union(*(repository.tags[tag].history + (repository.tags[tag].digest or '',)
+                                 for tag in tags))
+    return reach(named & repository.manifests.keys(), graph.edges)
+
+
+def parents_first(doomed: AbstractSet[str], manifests: Mapping[str, Manifest]) -> List[str]:
     """Return the manifests `doomed` in an order that puts each index before its children."""
     ordered: List[str] = []
     met: Set[str] = set()
@@ -661,25 +843,6 @@ def parents_first(doomed: Set[str], manifests: Mapping[str, Manifest]) -> List[s
             todo.append((digest, True))
             todo.extend((child, False) for child in manifests[digest].children if child in doomed)
     return ordered[::-1]
-
-
-def needed_layers(repository: Repository, tags: Iterable[str],
-                  manifests: Iterable[str]) -> Set[str]:
-    """Return the layer links that `tags` and `manifests` of `repository` need."""
-    digests = {repository.tags[tag].digest or '' for tag in tags}
-    for digest in manifests:
-        digests.add(digest)
-        digests.update(repository.manifests[digest].names)
-    return with_second_links(repository, digests)
-
-
-def with_second_links(repository: Repository, digests: Set[str]) -> Set[str]:
-    """Return `digests` with the second link of each layer pushed under another algorithm.
-
-    It is under the sha256 of the layer: no manifest names it, and the first link needs it.
-    """
-    return digests.union([repository.layers[digest] for digest in digests
-                          if digest in repository.layers])
 
 
 def command_for(name: str, digests: Iterable[str]) -> str:
@@ -720,57 +883,85 @@ def refuse_kept_index(repository: Repository, graph: Graph, digests: Iterable[st
                         repository.name, digest, parent, ', '.join(tags) or 'which has no tag'))
 
 
-def select_tags(tags: Mapping[str, Tag], graph: Graph, wanted: Iterable[str]) -> Set[str]:
-    """Return the tags that `wanted`, names and patterns, selects; a pattern no referrer tag."""
-    ordinary = [tag for tag in tags if tag not in graph.referrer_tags]
-    return {tag for text in wanted
-            for tag in matching(text, ordinary if is_pattern(text) else tags)}
+def selected_tags(repository: Repository, graph: Graph, image: Image) -> Set[str]:
+    """Return the tags that `image` names; a pattern never selects a referrer tag."""
+    tags: AbstractSet[str] = repository.tags.keys()
+    if not image.tag:
+        return set()
+    return set(matching(image.tag, tags - graph.referrer_tags if is_pattern(image.tag) else tags))
 
 
-def decide(repository: Repository, graph: Graph, wish: Wish, now: float) -> List[Reference]:
+def chosen_tags(repository: Repository, graph: Graph, wish: Request, now: float) -> Set[str]:
+    """Return the tags that the images of `wish` select, less those that its rules keep.
+
+    First go those that are excluded, then the `keep_last` newest of each image; of the rest those
+    stay that are not `older_than`.  A tie at the cut is kept, and so is a tag without a push time.
+    """
+    excluded = set().union(*(selected_tags(repository, graph, image) for image in wish.excluded))
+    chosen: Set[str] = set()
+    for image in wish.images:
+        tags = selected_tags(repository, graph, image) - excluded
+        if wish.keep_last is not None or wish.older_than is not None:
+            pushed = {tag: repository.tags[tag].pushed for tag in tags}
+            times = sorted(time for time in pushed.values() if time is not None)
+            before = now - (wish.older_than or 0)
+            if wish.keep_last:
+                before = min([before] + times[-wish.keep_last:][:1])
+            tags = {tag for tag, time in pushed.items() if time is not None and time < before}
+        chosen |= tags
+    return chosen
+
+
+def decide(repository: Repository, graph: Graph, wish: Request, now: float) -> List[Reference]:
     """Return what `repository` loses when `wish` comes true; `now` is a time in seconds.
 
-    What goes is what the wish touches, less what any other tag, or any manifest that it does not
-    touch, still reaches.  Raises RegistryCleanerError when that cannot be known or must not be.
+    Raises RegistryCleanerError when that cannot be known or must not be.
     """
-    tags, manifests = repository.tags, repository.manifests
-    selected = set(tags) if wish.whole else select_tags(tags, graph, wish.tags)
-    named = frozenset(tag_node(tag) for tag in tags if tag in selected
-                      or tags[tag].digest in wish.digests) | wish.digests
-    if wish.whole or wish.untagged:
-        touched = set(manifests)
-    else:
-        history = [tags[tag].history + (tags[tag].digest or '',) for tag in selected]
-        touched = reach(wish.digests.union(*history), graph.edges)
-    roots = [tag_node(tag) for tag in tags if tag not in graph.referrer_tags]
-    roots += [digest for digest in manifests if digest not in touched]
-    kept = reach(roots, graph.edges, avoid=named)
-    kept_tags = [tag for tag in tags if tag_node(tag) in kept]
-    kept_manifests = kept & manifests.keys()
-    doomed = manifests.keys() - kept_manifests
+    name, tags, manifests = repository.name, repository.tags, repository.manifests
+    if any(not (image.tag or image.digest) for image in wish.excluded):
+        return []
+    bare = any(not (image.tag or image.digest) for image in wish.images)
+    spared = {tag_node(tag) for image in wish.excluded
+              for tag in selected_tags(repository, graph, image)}
+    spared.update(image.digest for image in wish.excluded if image.digest in manifests)
+    whole = bare and not wish.untagged and not spared
+    digests = {image.digest for image in wish.images if image.digest} - reach(spared, graph.edges)
+    chosen = tags.keys() if bare and not wish.untagged else chosen_tags(
+        repository, graph, wish, now)
+    named = {tag_node(tag) for tag in tags if tag in chosen or tags[tag].digest in digests}
+    named = (named | digests) - spared
+    touched = (reach(manifests, graph.edges) if bare else
+               what_goes_with(repository, graph, chosen, digests)) | spared
+    lost = lose(repository, graph, named, touched, spared)
 
-    refuse_kept_index(repository, graph, wish.digests, kept_manifests)
-    loses = bool(doomed) or len(kept_tags) < len(tags)
-    if loses:
-        require_readable(repository, kept_tags, kept_manifests)
-    in_use = any(written > now - UPLOAD_AGE for written in repository.uploads.values())
-    whole = wish.whole or (not kept_tags and not kept_manifests and not in_use
-                           and (loses or wish.untagged))
-    layers: AbstractSet[str] = repository.layers.keys()
-    if not whole:
-        layers &= with_second_links(
-            repository, doomed.union(*(manifests[digest].names for digest in doomed)))
-        layers -= needed_layers(repository, kept_tags, kept_manifests)
-    revisions = [digest for digest in parents_first(doomed, manifests)
-                 if digest in repository.revisions]
-    name = repository.name
+    kept_tags = [tag for tag in tags if tag_node(tag) not in lost.nodes]
+    kept = manifests.keys() - lost.nodes
+    refuse_kept_index(repository, graph, digests, kept)
+    if lost.nodes or wish.garbage:
+        require_readable(repository, kept_tags, kept)
+    old_uploads = [upload for upload, written in repository.uploads.items()
+                   if whole or written <= now - UPLOAD_AGE]
+    gone = (not kept_tags and not kept and len(old_uploads) == len(repository.uploads)
+            and bool(lost.nodes or bare or wish.garbage))
+    layers: AbstractSet[str] = lost.layers
+    if gone:
+        layers = repository.layers.keys()
+    elif wish.garbage:
+        layers = lost.layers | {digest for digest in repository.layers
+                                if digest not in graph.users}
     return ([Reference('tag', name, tag) for tag in sorted(tags.keys() - kept_tags)]
             + [Reference('entry', name, digest, tag) for tag in kept_tags
-               for digest in tags[tag].history if digest in doomed]
-            + [Reference('manifest', name, digest) for digest in revisions]
+               for digest in tags[tag].history
+               if digest in lost.nodes or wish.garbage and digest not in manifests]
+            + [Reference('index' if manifests[digest].children else 'manifest', name, digest)
+               for digest in parents_first(manifests.keys() & lost.nodes, manifests)
+               if digest in repository.revisions]
             + [Reference('layer', name, digest) for digest in sorted(layers)]
-            + [Reference('upload', name, upload) for upload in sorted(repository.uploads) if whole]
-            + [Reference('repository', name)] * whole)
+            + [Reference('leftover', name, folder) for folder in repository.leftovers
+               if wish.garbage and not gone]
+            + [Reference('upload', name, upload) for upload in sorted(old_uploads)
+               if wish.garbage or gone]
+            + [Reference('repository', name)] * gone)
 
 
 def what_still_goes(repository: Repository, planned: List[Reference],
@@ -780,18 +971,18 @@ def what_still_goes(repository: Repository, planned: List[Reference],
     `changed` are the tags and manifests in it that were pushed again since then.  They stay, and so
     does all that anything there needs now.  Raises RegistryCleanerError as decide() does.
     """
-    tags, manifests = repository.tags, repository.manifests
     going = {kind: {reference.name for reference in planned
                     if reference.kind == kind and reference not in changed} for kind in KINDS}
-    roots = [tag_node(tag) for tag in tags if tag not in going['tag']]
-    roots += [digest for digest in manifests if digest not in going['manifest']]
-    kept = reach(roots, what_needs_what(repository))
-    kept_tags = [tag for tag in tags if tag_node(tag) in kept]
-    kept_manifests = kept & manifests.keys()
-    require_readable(repository, kept_tags, kept_manifests)
-    stay = {'tag': set(kept_tags), 'entry': kept_manifests, 'manifest': kept_manifests,
-            'layer': needed_layers(repository, kept_tags, kept_manifests), 'upload': set()}
-    if (kept or repository.layers.keys() - going['layer']
+    graph = make_graph(repository, referrers=False)
+    named = {tag_node(tag) for tag in repository.tags if tag in going['tag']}
+    touched = (going['index'] | going['manifest']) & repository.manifests.keys()
+    lost = lose(repository, graph, named, touched)
+    kept_tags = [tag for tag in repository.tags if tag_node(tag) not in lost.nodes]
+    kept = repository.manifests.keys() - lost.nodes
+    require_readable(repository, kept_tags, kept)
+    stay = {'tag': set(kept_tags), 'index': kept, 'manifest': kept, 'entry': kept,
+            'layer': graph.users.keys() - lost.layers}
+    if (kept_tags or kept or repository.layers.keys() - going['layer']
             or repository.uploads.keys() - going['upload']):
         stay['repository'] = {''}
     return [reference for reference in planned if reference not in changed
@@ -885,7 +1076,7 @@ class Journal:
 
     def changed(self, reference: Reference, stamp: Optional[List[int]]) -> bool:
         """Tell whether the tag or manifest was pushed again since `stamp` was taken."""
-        return reference.kind in ('tag', 'manifest') and self.stamp(reference) not in (None, stamp)
+        return reference.kind in STAMPED and self.stamp(reference) not in (None, stamp)
 
     def read(self) -> Tuple[Plan, Set[Reference]]:
         """Return what is left of interrupted runs, and which of it has been pushed again since.
@@ -937,8 +1128,8 @@ class Journal:
         A full disk is what this program is for: then it goes on without.
         """
         record = {'version': JOURNAL_VERSION, 'blobs': sorted(plan.blobs), 'signed': plan.signed,
-                  'references': [[*reference, self.stamp(reference) if reference.kind in (
-                      'tag', 'manifest') else None] for reference in plan.references]}
+                  'references': [[*reference, self.stamp(reference) if reference.kind in STAMPED
+                                  else None] for reference in plan.references]}
         before = None
         try:
             with open(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW,
@@ -968,7 +1159,8 @@ def is_reference(reference: Reference) -> bool:
     parts = repository.split('/') + {'tag': [name], 'upload': [name], 'entry': [tag]}.get(kind, [])
     return (all(part not in ('', '.', '..') and '/' not in part and '\0' not in part
                 for part in parts)
-            and (is_digest(name) if kind in ('entry', 'manifest', 'layer') else True)
+            and (is_digest(name) if kind in ('entry', 'index', 'manifest', 'layer') else True)
+            and (LEFTOVER.fullmatch(name) is not None if kind == 'leftover' else True)
             and (kind != 'repository' or not name))
 
 
@@ -990,42 +1182,103 @@ def sync(folders: Iterable[str]) -> None:
 
 
 class Remover:
-    """Applies a plan, and keeps account of what failed.
+    """Applies a plan to the store in `v2`, and keeps account of what failed.
 
     `stop` is asked before each removal whether to leave it, and the rest, to the next run.
     """
 
-    def __init__(self, v2: str, stop: Callable[[], bool]) -> None:
-        self.v2 = v2
+    def __init__(self, v2: str, workers: Workers, stop: Callable[[], bool]) -> None:
+        self.store = Store(v2, workers)
+        self.each = workers.each
         self.stop = stop
         self.complete = True  # nothing failed, and nothing was left to the next run
         self.failed: List[Tuple[str, str]] = []
         self.given_up: Set[str] = set()  # repositories left as they stand since something failed
-        self.changed: Set[str] = set()  # folders that something was removed from
+        self.freed = 0  # bytes
 
     def apply(self, plan: Plan) -> Plan:
         """Remove what `plan` names; return what is gone, and what failed."""
-        store = Store(self.v2)
-        first = [reference for reference in plan.references
-                 if reference.kind in ('tag', 'entry', 'manifest')]
-        done = [reference for reference in first if self.remove(store, reference)]
-        spared = self.needed_by_newcomers(store, plan)
-        done += [reference for reference in plan.references[len(first):]
-                 if reference not in spared and self.remove(store, reference)]
-        sync(self.changed)
+        store = self.store
+        by_kind: Dict[str, List[Reference]] = {kind: [] for kind in KINDS}
+        for reference in plan.references:
+            by_kind[reference.kind].append(reference)
+        done: List[Reference] = []
+        spared: Set[Reference] = set()
+        for kind in KINDS:
+            if kind == 'layer':
+                spared = self.needed_by_newcomers(plan)
+            # Parallel work would not keep the order of indexes inside a repository.
+            done += self.remove_references([
+                reference for reference in by_kind[kind] if reference not in spared],
+                together=kind == 'index')
+        sync({os.path.dirname(path) for reference in done for path in store.paths(reference)})
         try:
             linked = store.linked(plan.blobs, plan.signed)
         except OSError as error:
-            self.fail(error)
+            self.account(error)
             linked = set(plan.blobs)
-        blobs = {digest: size for digest, size in plan.blobs.items()
-                 if digest not in linked and self.attempt(remove, store.blob(digest))}
-        folders = [folder for folder in plan.folders if self.attempt(remove_empty, folder)]
+        blobs = {}
+        unlinked = [digest for digest in plan.blobs if digest not in linked]
+        for digest, gone in zip(unlinked, self.each(
+                lambda digest: self.attempt(lambda: remove(store.blob(digest))), unlinked,
+                lambda: 'Deleting blobs, {} freed,'.format(size_text(self.freed)))):
+            if self.account(gone):
+                blobs[digest] = plan.blobs[digest]
+                self.freed += plan.blobs[digest]
+        folders = [folder for folder in plan.folders
+                   if self.account(self.attempt(lambda: remove_empty(folder)))]
         return plan._replace(references=done, blobs=blobs, folders=folders, failed=self.failed)
 
-    def needed_by_newcomers(self, store: Store, plan: Plan) -> Set[Reference]:
+    def remove_references(self, references: List[Reference], together: bool) -> List[Reference]:
+        """Remove `references`, those of a repository `together`; return those that are gone."""
+        groups: Dict[Any, List[Reference]] = {}
+        for reference in references:
+            groups.setdefault(reference.repository if together else reference, []).append(reference)
+        done = []
+        for group, gone in zip(groups.values(), self.each(
+                lambda group: [self.remove_reference(reference) for reference in group],
+                list(groups.values()), lambda: 'Deleting references')):
+            done += [reference for reference, outcome in zip(group, gone) if self.account(outcome)]
+        return done
+
+    def remove_reference(self, reference: Reference) -> Any:
+        """Remove what `reference` names; return as attempt() does."""
+        def function() -> bool:
+            for path in self.store.paths(reference):
+                remove(path)
+            if reference.kind == 'repository':
+                remove_empty(self.store.repository(reference.repository))
+            return True
+        return self.attempt(function, reference.repository)
+
+    def attempt(self, function: Callable[[], bool], repository: str = '') -> Any:
+        """Return whether `function`, which removes, did, or the OSError that it met."""
+        if self.stop():
+            self.complete = False
+            return False
+        if repository in self.given_up:
+            return False
+        try:
+            return function()
+        except OSError as error:
+            self.given_up.add(repository)
+            return error
+
+    def account(self, outcome: Any) -> bool:
+        """Tell whether something is gone, given what attempt() returned; take note of errors."""
+        if not isinstance(outcome, Exception):
+            return bool(outcome)
+        path, reason = ((str(outcome.filename), str(outcome.strerror))
+                        if isinstance(outcome, OSError) else (self.store.v2, str(outcome)))
+        log.error("Could not delete '%s': %s", path, reason)
+        self.failed.append((path, reason))
+        self.complete = False
+        return False
+
+    def needed_by_newcomers(self, plan: Plan) -> Set[Reference]:
         """Return what `plan` removes and a manifest needs that appeared since the scan."""
         spared: Set[Reference] = set()
+        store = self.store
         for name, staying in plan.staying.items():
             try:
                 if name not in self.given_up and any(
@@ -1034,43 +1287,14 @@ class Remover:
                         if digest not in staying):
                     repository = store.read_repository(name)
                     require_readable(repository, repository.tags, repository.manifests)
-                    needed = needed_layers(repository, repository.tags, repository.manifests)
+                    needed = make_graph(repository).users
                     spared.update(reference for reference in plan.references
                                   if reference.repository == name and (
                                       reference.kind == 'repository' or reference.name in needed))
             except (OSError, RegistryCleanerError) as error:
-                self.fail(error)
+                self.account(error)
                 self.given_up.add(name)
         return spared
-
-    def remove(self, store: Store, reference: Reference) -> bool:
-        """Remove what `reference` names, unless its repository is given up; tell if it is gone."""
-        name = reference.repository
-        for path in store.paths(reference):
-            if name not in self.given_up and not self.attempt(remove, path):
-                self.given_up.add(name)
-        if reference.kind == 'repository' and name not in self.given_up:
-            self.attempt(remove_empty, store.repository(name))
-        return name not in self.given_up
-
-    def attempt(self, function: Callable[[str], bool], path: str) -> bool:
-        """Tell whether `path` is gone after `function` tried to remove it."""
-        if self.stop():
-            self.complete = False
-            return False
-        try:
-            self.changed.add(os.path.dirname(path))
-            return function(path)
-        except OSError as error:
-            self.fail(error)
-            return False
-
-    def fail(self, error: Exception) -> None:
-        path, reason = ((str(error.filename), str(error.strerror)) if isinstance(error, OSError)
-                        else (self.v2, str(error)))
-        log.error("Could not delete '%s': %s", path, reason)
-        self.failed.append((path, reason))
-        self.complete = False
 
 
 # -- Safe ground: one run at a time, and no registry at work --------------------------------------
@@ -1163,14 +1387,6 @@ def registry_settings(process: str, command: Sequence[str]) -> Tuple[List[str], 
 
 # -- The cleaner: request, scan, plan, apply ------------------------------------------------------
 
-class Request(NamedTuple):
-    """What the operator asks of one run."""
-
-    images: Tuple[Image, ...] = ()
-    untagged: bool = False  # of these images, which are repositories, only what no tag reaches
-    prune: bool = False
-
-
 def find_v2(directory: str) -> str:
     """Return the v2 folder that `directory` is or holds.
 
@@ -1198,10 +1414,11 @@ class RegistryCleaner:
     """
 
     def __init__(self, registry_data_dir: str, dry_run: bool = False,
-                 read_only_registry: bool = False) -> None:
+                 read_only_registry: bool = False, workers: Optional[Workers] = None) -> None:
         self.v2 = find_v2(registry_data_dir)
         self.dry_run = dry_run
         self.read_only_registry = read_only_registry
+        self.workers = workers or Workers()
         self.complete = True  # all that the journal names is gone
         self.removing = False
         self.interrupted = 0  # set while removing: leave the rest to the next run
@@ -1222,6 +1439,13 @@ class RegistryCleaner:
         """Delete empty folders."""
         return self.run(Request(prune=True))
 
+    def list(self, request: Request) -> 'Listing':
+        """Return what `request` selects, and what deleting it would free."""
+        try:
+            return list_images(Store(self.v2, self.workers), request)
+        except OSError as error:
+            raise RegistryCleanerError(cannot_read(error))
+
     def run(self, request: Request, report: Callable[[Plan], None] = lambda plan: None) -> Plan:
         """Finish what an interrupted run left, carry out `request`, and report on each."""
         try:
@@ -1235,7 +1459,7 @@ class RegistryCleaner:
                 error.filename, error.strerror))
 
     def _run(self, request: Request, report: Callable[[Plan], None]) -> Plan:
-        store = Store(self.v2)
+        store = Store(self.v2, self.workers)
         journal = Journal(store)
         unfinished, pushed_again = journal.read()
         finished = Plan()
@@ -1248,12 +1472,13 @@ class RegistryCleaner:
         if self.interrupted:
             return finished
         if not self.dry_run:
-            store = Store(self.v2)
+            store = Store(self.v2, self.workers)
         plan = plan_request(store, request, unfinished.references)
         plan = self.carry_out(plan, journal, new=True)
         report(plan)
-        return Plan(finished.references + plan.references, {**finished.blobs, **plan.blobs},
-                    plan.folders, failed=finished.failed + plan.failed)
+        return plan._replace(references=finished.references + plan.references,
+                             blobs={**finished.blobs, **plan.blobs},
+                             failed=finished.failed + plan.failed)
 
     def carry_out(self, plan: Plan, journal: Journal, new: bool = False) -> Plan:
         """Unless this is a dry run, remove what `plan` names and return what is gone.
@@ -1265,11 +1490,11 @@ class RegistryCleaner:
         self.removing = True  # from here on an interruption leaves the rest to the next run
         if new:
             journal.write(plan)
-        remover = Remover(self.v2, lambda: bool(self.interrupted))
+        remover = Remover(self.v2, self.workers, lambda: bool(self.interrupted))
         plan = remover.apply(plan)
         self.complete = self.complete and remover.complete
         if self.complete:
-            remover.attempt(remove, journal.path)
+            remover.account(remover.attempt(lambda: remove(journal.path)))
         self.removing = False
         return plan
 
@@ -1282,39 +1507,74 @@ def plan_request(store: Store, request: Request, finished: Iterable[Reference] =
     """
     names = store.repository_names()
     refuse_unsafe_ground(store, names)
-    found = {image: matching_repositories(image, names) for image in request.images}
-    wishes = wishes_by_repository(request, found)
-    repositories = {name: store.read_repository(name) for name in sorted(wishes)}
-    gone = {(repository, name) for _, repository, name, _ in finished}
-    missing = [missing_part(image, found[image], repositories, gone) for image in request.images]
-    if any(missing):
-        raise RegistryCleanerError('\n'.join(
-            'No {} found in repositories directory {}{}'.format(
-                part, store.repositories, shorter_name(image, found[image], names))
-            for image, part in zip(request.images, missing) if part))
+    found, wishes = by_repository(request, names)
+    repositories = store.read_repositories(names if request.garbage else sorted(wishes))
+    refuse_missing(store, request.images, found, repositories, finished)
 
-    plan = Plan([], {}, [], {}, {}, ["Nothing matches '{}'".format(
-        image) for image in found if image.pattern and not any(
-            not image.tag or matching(image.tag, repositories[name].tags)
-            for name in found[image])])
-    blobs: Set[str] = set()
+    plan = Plan([], {}, [], {}, {}, ["Nothing matches '{}'".format(image) for image in found
+                                     if not matches(image, found[image], repositories)])
+    unlinked: Set[str] = set()  # blobs that lose a link
+    used: Set[str] = set()  # blobs that these repositories still need
     for name, repository in repositories.items():
-        graph = what_reaches_what(repository)
-        if wishes[name].untagged and has_no_tag(repository, graph):
+        wish = wishes.get(name, request._replace(images=()))
+        graph = make_graph(repository)
+        if (wish.untagged and wish.images and repository.manifests
+                and repository.tags.keys() <= graph.referrer_tags):
             plan.warnings.append(
                 "Repository '{0}' has manifests and no tag, and was left alone: its images may be "
                 'used by digest, or their tags kept in a database. To delete all of it: '
                 '{1} -i {0}'.format(name, PROGRAM))
-            continue
-        lost = [reference for reference in decide(repository, graph, wishes[name], time.time())
-                if reference.kind != 'layer' or store.has_link(store.layer(name, reference.name))]
+            wish = wish._replace(images=())
+        lost = existing(store, decide(repository, graph, wish, time.time()), request.garbage)
         plan.references.extend(lost)
         plan.warnings.extend(unknown_layers(repository, lost))
         plan.signed.update((signature, digest) for _, _, digest, _ in lost
                            for signature in repository.signatures.get(digest, ()))
-        blobs.update(blobs_of(repository, lost))
         plan.staying[name] = repository.revisions.keys() - {digest for _, _, digest, _ in lost}
-    return with_blobs(store, plan, blobs.union(plan.signed), request.prune)
+        unlinked |= blobs_of(repository, lost)
+        if request.garbage:
+            used |= blobs_kept(repository, lost)
+
+    store.gone.update(path for reference in plan.references for path in store.paths(reference))
+    blobs = unlinked.union(plan.signed)
+    linked = store.linked(blobs, plan.signed)
+    if request.garbage:
+        blobs = set(store.stored_blobs())
+        if blobs and not used and not unlinked:
+            raise RegistryCleanerError(
+                "'{}' holds blobs, but no repository in '{}' links to any: is a disk not mounted? "
+                'Nothing was deleted. If they are really garbage, delete the folders in {} by hand'
+                .format(store.blobs, store.repositories, store.blobs))
+    return with_blobs(store, plan, sorted(blobs - linked - used), request.prune)
+
+
+def by_repository(request: Request, names: List[str]) -> Tuple[Dict[Image, List[str]],
+                                                               Dict[str, Request]]:
+    """Return the repositories that each image selects, and what is asked of each of those."""
+    found = {image: matching_repositories(image, names)
+             for image in request.images + request.excluded}
+    wishes: Dict[str, Request] = {}
+    for image in request.images:
+        for name in found[image]:
+            wish = wishes.get(name, request._replace(images=(), excluded=()))
+            wishes[name] = wish._replace(images=wish.images + (image,))
+    for image in request.excluded:
+        for name in found[image]:
+            if name in wishes or request.garbage:
+                wish = wishes.get(name, request._replace(images=(), excluded=()))
+                wishes[name] = wish._replace(excluded=wish.excluded + (image,))
+    return found, wishes
+
+
+def existing(store: Store, lost: List[Reference], garbage: bool) -> List[Reference]:
+    """Return `lost` without layer links that are none: for `garbage`, those are leftovers."""
+    layers = [reference for reference in lost if reference.kind == 'layer']
+    linkless = {layer for layer, linked in zip(layers, store.each(
+        lambda layer: store.has_link(store.layer(layer.repository, layer.name)), layers))
+        if not linked}
+    leftovers = [Reference('leftover', layer.repository, '_layers/' + layer.name.replace(':', '/'))
+                 for layer in sorted(linkless) if garbage]
+    return [reference for reference in lost if reference not in linkless] + leftovers
 
 
 def plan_rest(store: Store, unfinished: Plan, pushed_again: AbstractSet[Reference]) -> Plan:
@@ -1328,32 +1588,33 @@ def plan_rest(store: Store, unfinished: Plan, pushed_again: AbstractSet[Referenc
     planned: Dict[str, List[Reference]] = {}
     for reference in unfinished.references:
         planned.setdefault(reference.repository, []).append(reference)
+    repositories = store.read_repositories([name for name in planned if name in names])
     for name, references in planned.items():
-        if name in names:
-            repository = store.read_repository(name)
+        if name in repositories:
+            repository = repositories[name]
             known = {reference.name for reference in references if reference.kind == 'layer'}
             repository = repository._replace(layers={
                 digest: blob for digest, blob in repository.layers.items()
                 if digest in known or store.has_link(store.layer(name, digest))})
-            references = what_still_goes(repository, references, pushed_again)
+            references = [reference for reference in what_still_goes(
+                repository, references, pushed_again) if reference.kind != 'leftover'
+                or not store.has_link(store.leftover(name, reference.name))]
             plan.staying[name] = repository.revisions.keys() - {
                 reference.name for reference in references}
         plan.references.extend(reference for reference in references if any(
             map(os.path.lexists, store.paths(reference) + [store.repository(name)]
                 if reference.kind == 'repository' else store.paths(reference))))
-    return with_blobs(store, plan, set(unfinished.blobs), False)
+    store.gone.update(path for reference in plan.references for path in store.paths(reference))
+    blobs = unfinished.blobs.keys() - store.linked(unfinished.blobs, plan.signed)
+    return with_blobs(store, plan, sorted(blobs), False)
 
 
-def with_blobs(store: Store, plan: Plan, blobs: Set[str], prune: bool) -> Plan:
-    """Return `plan` in the order of removal, with those of `blobs` to which it leaves no link.
+def with_blobs(store: Store, plan: Plan, blobs: List[str], prune: bool) -> Plan:
+    """Return `plan` in the order of removal, with those of `blobs` that are stored.
 
     From here on what it removes reads as missing in `store`.
     """
-    store.gone.update(path for reference in plan.references for path in store.paths(reference))
-    for digest in sorted(blobs - store.linked(blobs, plan.signed)):
-        size = store.size(digest)
-        if size is not None:
-            plan.blobs[digest] = size
+    plan.blobs.update(store.sizes(blobs))
     store.gone.update(map(store.blob, plan.blobs))
     refuse_other_names(store)
     return plan._replace(
@@ -1398,53 +1659,57 @@ def matching_repositories(image: Image, names: List[str]) -> List[str]:
     return found
 
 
-def wishes_by_repository(request: Request, found: Mapping[Image, List[str]]) -> Dict[str, Wish]:
-    """Return what `request` asks of each repository, given those that each image selects."""
-    wishes: Dict[str, Wish] = {}
-    for image in request.images:
-        for name in found[image]:
-            wish = wishes.get(name, Wish())
-            whole = not (image.tag or image.digest or request.untagged)
-            wishes[name] = Wish(whole or wish.whole, request.untagged,
-                                wish.tags.union([image.tag] if image.tag else []),
-                                wish.digests.union([image.digest] if image.digest else []))
-    return wishes
+def matches(image: Image, found: Iterable[str], repositories: Mapping[str, Repository]) -> bool:
+    """Tell whether `image` names anything in the repositories `found`, as far as they were read."""
+    return any(name not in repositories or not (
+        image.tag and not matching(image.tag, repositories[name].tags)
+        or image.digest and image.digest not in repositories[name].manifests) for name in found)
 
 
-def missing_part(image: Image, found: List[str], repositories: Mapping[str, Repository],
-                 gone: AbstractSet[Tuple[str, str]]) -> Optional[str]:
-    """Return what `image`, found in the repositories `found`, names and is neither there nor gone.
-
-    `gone` holds (repository, tag or digest), the latter '' for a whole repository.
-    """
-    name = found[0] if found else image.name
-    part = image.tag or image.digest or ''
-    if image.pattern or not gone.isdisjoint(((name, part), (name, ''))):
-        return None
-    if not found:
-        return "repository '{}'".format(name)
-    if image.tag and image.tag not in repositories[name].tags:
-        return "repository '{}' tag '{}'".format(name, image.tag)
-    if image.digest and image.digest not in repositories[name].manifests:
-        return "repository '{}' manifest '{}'".format(name, image.digest)
-    return None
-
-
-def shorter_name(image: Image, found: List[str], names: List[str]) -> str:
-    """Return a hint when `image` would have been found without what looks like its host."""
-    shorter = image.name.partition('/')[2]
-    return ". Did you mean '{}'?".format(shorter) if not found and shorter in names else ''
-
-
-def has_no_tag(repository: Repository, graph: Graph) -> bool:
-    """Tell whether there are manifests and no tag but referrer tags: nobody knows their use."""
-    return bool(repository.manifests) and repository.tags.keys() <= graph.referrer_tags
+def refuse_missing(store: Store, images: Iterable[Image], found: Mapping[Image, List[str]],
+                   repositories: Mapping[str, Repository], finished: Iterable[Reference]) -> None:
+    """Refuse when one of `images` is no pattern, and neither there nor just `finished`."""
+    gone = {(repository, name) for _, repository, name, _ in finished}
+    missing = []
+    for image in images:
+        name = found[image][0] if found[image] else image.name
+        part = image.tag or image.digest or ''
+        if image.pattern or matches(image, found[image], repositories) or (
+                (name, part) in gone or (name, '') in gone):
+            continue
+        what = "No repository '{}'".format(name)
+        if found[image]:
+            what += " {} '{}'".format('tag' if image.tag else 'manifest', part)
+        shorter = image.name.partition('/')[2]
+        hint = ". Did you mean '{}'?".format(shorter) if (
+            not found[image] and shorter in store.repository_names()) else ''
+        missing.append('{} found in repositories directory {}{}'.format(
+            what, store.repositories, hint))
+    if missing:
+        raise RegistryCleanerError('\n'.join(missing))
 
 
 def blobs_of(repository: Repository, lost: Iterable[Reference]) -> Set[str]:
     """Return the blobs that the links in `lost` stand for."""
-    return {(repository.revisions if reference.kind == 'manifest' else repository.layers)
-            [reference.name] for reference in lost if reference.kind in ('manifest', 'layer')}
+    return {(repository.layers if reference.kind == 'layer' else repository.revisions)
+            [reference.name] for reference in lost
+            if reference.kind in ('index', 'manifest', 'layer')}
+
+
+def blobs_kept(repository: Repository, lost: List[Reference]) -> Set[str]:
+    """Return the blobs that `repository` without `lost` has links to, or a manifest that names."""
+    gone = {kind: {reference.name for reference in lost if reference.kind == kind}
+            for kind in KINDS}
+    if gone['repository']:
+        return set()
+    revisions = repository.revisions.keys() - gone['index'] - gone['manifest']
+    layers = repository.layers.keys() - gone['layer']
+    kept = {repository.layers[digest] for digest in layers}
+    kept.update(repository.revisions[digest] for digest in revisions)
+    for digest, manifest in repository.manifests.items():
+        if digest in revisions or digest not in repository.revisions and digest in layers:
+            kept.update(manifest.names, repository.signatures.get(digest, ()))
+    return kept
 
 
 def unknown_layers(repository: Repository, lost: List[Reference]) -> List[str]:
@@ -1452,7 +1717,189 @@ def unknown_layers(repository: Repository, lost: List[Reference]) -> List[str]:
     whole = any(reference.kind == 'repository' for reference in lost)
     return ['What the unreadable manifest {}@{} needed is unknown, so its layers stay'.format(
         name, digest) for kind, name, digest, _ in lost
-        if kind == 'manifest' and repository.manifests[digest].fault and not whole]
+        if kind in ('index', 'manifest') and repository.manifests[digest].fault and not whole]
+
+
+# -- The list: what is there, and what deleting it would free -------------------------------------
+
+class Row(NamedTuple):
+    """One tag in the list.  Sizes are in bytes."""
+
+    repository: str
+    tag: str
+    digest: Optional[str]  # None: broken
+    pushed: Optional[float]  # in seconds
+    size: int  # of the distinct blobs that it reaches
+    frees: int  # what deleting it, and nothing else, would free now
+    damage: str  # why it cannot be pulled whole, if it cannot
+
+
+class Listing(NamedTuple):
+    """The tags that a request selects, and the whole store."""
+
+    rows: List[Row]
+    totals: Dict[str, Optional[int]]  # None: cannot be told, since something cannot be read
+    warnings: List[str]
+
+
+def list_images(store: Store, request: Request) -> Listing:
+    """Return what `request` selects: all tags if it names no image.  Changes nothing."""
+    names = store.repository_names()
+    request = request._replace(images=request.images or (Image('*'),))
+    found, wishes = by_repository(request, names)
+    repositories = store.read_repositories(names)
+    if names:
+        refuse_missing(store, request.images, found, repositories, ())
+    sizes = store.sizes(store.stored_blobs())
+    links: Dict[str, int] = {}  # blob -> how many links to it there are
+    for name, repository in repositories.items():
+        layers = list(repository.layers)
+        linked = store.each(lambda digest: store.has_link(store.layer(name, digest)), layers)
+        repositories[name] = repository._replace(layers={
+            digest: repository.layers[digest] for digest, there in zip(layers, linked) if there})
+        for blob in all_links(repositories[name]):
+            links[blob] = links.get(blob, 0) + 1
+    rows: List[Row] = []
+    for name, wish in sorted(wishes.items()):
+        rows += list_tags(repositories[name], wish, sizes, links)
+    rows.sort(key=lambda row: (-row.frees, row.repository, row.tag))
+    everything = Request((Image('*'),), untagged=True)
+    totals = {
+        'repositories': len(repositories),
+        'tags': sum(len(repository.tags) for repository in repositories.values()),
+        'manifests': sum(len(repository.revisions) for repository in repositories.values()),
+        'blobs': len(sizes), 'size': sum(sizes.values()),
+        'untagged': freed_by(store, everything),
+        'garbage': freed_by(store, Request(garbage=True))}
+    return Listing(rows, totals, ["Nothing matches '{}'".format(image) for image in found
+                                  if names and not matches(image, found[image], repositories)])
+
+
+def all_links(repository: Repository) -> List[str]:
+    """Return the blob of each link in `repository`."""
+    return (list(repository.layers.values()) + list(repository.revisions.values())
+            + [signature for digest in repository.revisions
+               for signature in repository.signatures.get(digest, ())])
+
+
+def freed_by(store: Store, request: Request) -> Optional[int]:
+    """Return the bytes that `request` would free, None when it would be refused."""
+    before = set(store.gone)
+    try:
+        return sum(plan_request(store, request).blobs.values())
+    except RegistryCleanerError:
+        return None
+    finally:
+        store.gone = before
+
+
+def list_tags(repository: Repository, wish: Request, sizes: Mapping[str, int],
+              links: Mapping[str, int]) -> Iterator[Row]:
+    """Yield a row for each tag of `repository` that `wish` selects.
+
+    `sizes` holds the size of each stored blob, `links` how many links to each there are.
+    """
+    graph, now = make_graph(repository), time.time()
+    needs = make_graph(repository, referrers=False).edges
+    tags: Set[str] = chosen_tags(repository, graph, wish, now)
+    if any(not (image.tag or image.digest) for image in wish.images):
+        tags = set(repository.tags)
+    for image in wish.excluded:
+        tags -= selected_tags(repository, graph, image) if image.tag else (
+            set() if image.digest else tags)
+    unknown = {digest for digest in repository.manifests if repository.manifests[digest].fault}
+    for tag in sorted(tags):
+        current = repository.tags[tag]
+        reached = reach([tag_node(tag)], graph.edges) - {tag_node(tag)} if current.digest else ()
+        blobs = {blob for digest in reached if digest in repository.manifests
+                 for blob in (repository.revisions.get(digest, digest),
+                              *repository.manifests[digest].names)}
+        lost = lose(repository, graph, {tag_node(tag)}, what_goes_with(repository, graph, [tag]))
+        gone = all_links(repository) if (
+            len(lost.nodes) == len(graph.edges)
+            and all(written <= now - UPLOAD_AGE for written in repository.uploads.values())
+        ) else all_links(repository._replace(
+            layers={digest: repository.layers[digest] for digest in lost.layers},
+            revisions={digest: repository.revisions[digest] for digest in lost.nodes
+                       if digest in repository.revisions}))
+        counts: Dict[str, int] = {}
+        for blob in gone:
+            counts[blob] = counts.get(blob, 0) + 1
+        refused = not unknown <= lost.nodes
+        yield Row(repository.name, tag, current.digest, current.pushed,
+                  sum(sizes.get(blob, 0) for blob in blobs),
+                  0 if refused else sum(sizes.get(blob, 0) for blob, number in counts.items()
+                                        if number == links[blob]),
+                  damage(repository, tag, needs, sizes))
+
+
+def damage(repository: Repository, tag: str, needs: Mapping[str, Iterable[str]],
+           sizes: Mapping[str, int]) -> str:
+    """Return why a tag cannot be pulled whole, '' if it can."""
+    current = repository.tags[tag]
+    if not current.digest:
+        return 'broken link'
+    if current.digest not in repository.manifests:
+        return 'no manifest'
+    for digest in reach([current.digest], needs):
+        manifest = repository.manifests[digest]
+        if manifest.fault:
+            return 'unreadable manifest'
+        if not manifest.kind:
+            return 'no manifest'
+        for blob in set(manifest.blobs).difference(manifest.foreign):
+            if blob not in repository.layers or repository.layers[blob] not in sizes:
+                return 'a layer is missing'
+    return ''
+
+
+def table(listing: Listing, width: int, ages: bool, bars: bool) -> Iterator[str]:
+    """Yield the lines of the list: at most `width` characters each, unless that is 0.
+
+    Push times are `ages` or dates; `bars` show each line's share of the largest.
+    """
+    now = time.time()
+    cells = [('IMAGE', 'DIGEST', 'PUSHED', 'SIZE', 'FREES')]
+    for row in listing.rows:
+        pushed = '?' if row.pushed is None else (
+            age_text(now - row.pushed) if ages else
+            time.strftime('%Y-%m-%d %H:%M', time.localtime(row.pushed)))
+        cells.append((row.repository + ':' + row.tag,
+                      row.damage or (row.digest or '').partition(':')[2][:12], pushed,
+                      size_text(row.size), size_text(row.frees)))
+    widths = [max(len(line[column]) for line in cells) for column in range(5)]
+    bar = 0
+    if width:
+        fixed = sum(widths[1:]) + 8
+        bar = max(0, min(20, width - fixed - widths[0] - 2)) if bars else 0
+        widths[0] = max(8, min(widths[0], width - fixed))
+    largest = max([row.frees for row in listing.rows] or [0])
+    for number, line in enumerate(cells):
+        image, digest, pushed, size, frees = line
+        if len(image) > widths[0]:
+            image = image[:widths[0] // 2 - 1] + '..' + image[-(widths[0] - widths[0] // 2 - 1):]
+        text = '{:{}}  {:{}}  {:{}}  {:>{}}  {:>{}}'.format(
+            image, widths[0], digest, widths[1], pushed, widths[2], size, widths[3],
+            frees, widths[4])
+        share = listing.rows[number - 1].frees * bar // largest if number and largest else 0
+        yield (text + '  ' + '#' * share).rstrip() if bar >= 4 else text
+    totals = {key: size_text(value) if value is not None else 'unknown'
+              for key, value in listing.totals.items()}
+    yield '{}, {}, {}, {}: {} stored'.format(
+        count(listing.totals['repositories'] or 0, 'repository', 'repositories'),
+        count(listing.totals['tags'] or 0, 'tag'),
+        count(listing.totals['manifests'] or 0, 'manifest'),
+        count(listing.totals['blobs'] or 0, 'blob'), totals['size'])
+    yield "{} would be freed by -u -i '*', {} by -g".format(totals['untagged'], totals['garbage'])
+
+
+def age_text(seconds: float) -> str:
+    """Return how long ago something was: '3 days ago'."""
+    for unit, length in (('year', 365 * 86400), ('month', 30 * 86400), ('week', 7 * 86400),
+                         ('day', 86400), ('hour', 3600), ('minute', 60)):
+        if seconds >= 2 * length or seconds >= length and unit in ('day', 'hour', 'minute'):
+            return count(int(seconds // length), unit) + ' ago'
+    return 'just now'
 
 
 # -- The report -----------------------------------------------------------------------------------
@@ -1473,16 +1920,20 @@ def size_text(size: float) -> str:
     return '{:.1f} {}'.format(size, unit)
 
 
+LINES = {'tag': 'tag {0}:{1}', 'entry': 'history entry {1} of {0}:{2}', 'index': 'manifest {0}@{1}',
+         'manifest': 'manifest {0}@{1}', 'layer': 'layer link {1} of {0}',
+         'leftover': 'empty link folder {1} of {0}', 'upload': 'upload {1} of {0}',
+         'repository': 'repository {0}'}
+
+
 def describe(plan: Plan, verb: str) -> Iterator[Tuple[int, str]]:
     """Yield (log level, line) for each thing that `plan` removes, and last the summary."""
-    whole = {reference.repository for reference in plan.references
-             if reference.kind == 'repository'}
-    lines = {'tag': 'tag {0}:{1}', 'entry': 'history entry {1} of {0}:{2}',
-             'manifest': 'manifest {0}@{1}', 'layer': 'layer link {1} of {0}',
-             'upload': 'upload {1} of {0}', 'repository': 'repository {0}'}
+    whole = {name for kind, name, *_ in plan.references if kind == 'repository'}
     for kind, *names in plan.references:
-        detail = kind in ('entry', 'layer') or kind != 'repository' and names[0] in whole
-        yield (logging.DEBUG if detail else logging.INFO), verb + ' ' + lines[kind].format(*names)
+        detail = kind in ('entry', 'layer', 'leftover') or kind != 'repository' and (
+            names[0] in whole)
+        yield (logging.DEBUG if detail else logging.INFO,
+               verb + ' ' + LINES[kind].format(*names))
     for digest, size in plan.blobs.items():
         yield logging.DEBUG, '{} blob {} ({})'.format(verb, digest, size_text(size))
     for folder in plan.folders:
@@ -1492,10 +1943,15 @@ def describe(plan: Plan, verb: str) -> Iterator[Tuple[int, str]]:
 
 def summary(plan: Plan, verb: str) -> str:
     """Return the one line that says what went and how many bytes are free."""
-    counts = [(len(plan.named(kind)), kind, '')
-              for kind in ('tag', 'manifest', 'upload')]
-    counts = ([(len(plan.named('repository')), 'repository', 'repositories')] + counts
-              + [(len(plan.blobs), 'blob', ''), (len(plan.folders), 'empty folder', '')])
+    kinds = [kind for kind, *_ in plan.references]
+    counts = [(kinds.count('repository'), 'repository', 'repositories'),
+              (kinds.count('tag'), 'tag', ''),
+              (kinds.count('manifest') + kinds.count('index'), 'manifest', ''),
+              (kinds.count('upload'), 'upload', ''), (len(plan.blobs), 'blob', ''),
+              (len(plan.folders), 'empty folder', '')]
+    if not any(number for number, _, _ in counts):
+        counts = [(kinds.count('layer'), 'layer link', ''),
+                  (kinds.count('entry') + kinds.count('leftover'), 'leftover', '')]
     what = ', '.join(count(*item) for item in counts if item[0])
     if not what:
         return 'Nothing to delete' if not plan.failed else 'Nothing was deleted'
@@ -1505,21 +1961,78 @@ def summary(plan: Plan, verb: str) -> str:
         verb, what, where if names else '', size_text(sum(plan.blobs.values())))
 
 
+def plan_json(plan: Plan, v2: str, dry_run: bool) -> Dict[str, Any]:
+    """Return what was, or would be, removed, as `--json` prints it."""
+    def named(separator: str, *kinds: str) -> List[str]:
+        return [reference.repository + separator + reference.name
+                for reference in plan.references if reference.kind in kinds]
+
+    return {'registry': v2, 'dry_run': dry_run, 'repositories': named('', 'repository'),
+            'tags': named(':', 'tag'), 'manifests': named('@', 'index', 'manifest'),
+            'layers': len(named('', 'layer')), 'uploads': len(named('', 'upload')),
+            'blobs': [{'digest': digest, 'size': size} for digest, size in plan.blobs.items()],
+            'freed': sum(plan.blobs.values()), 'warnings': plan.warnings,
+            'failed': [{'path': path, 'error': error} for path, error in plan.failed]}
+
+
+def listing_json(listing: Listing, v2: str) -> Dict[str, Any]:
+    """Return the list as `--json` prints it."""
+    images = []
+    for row in listing.rows:
+        pushed = row.pushed and time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(row.pushed))
+        images.append({'repository': row.repository, 'tag': row.tag, 'digest': row.digest,
+                       'pushed': pushed, 'size': row.size, 'frees': row.frees})
+    return {'registry': v2, 'images': images, 'total': listing.totals}
+
+
+class Terminal(logging.StreamHandler):  # type: ignore[type-arg]
+    """Log to standard error; on a terminal, show the progress of a longer run in its last line."""
+
+    def __init__(self, progress: bool) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter('%(levelname)-8s [%(asctime)s]  %(message)s'))
+        self.next = time.monotonic() + 0.5 if (
+            progress and sys.stderr is not None and sys.stderr.isatty()) else float('inf')
+        self.shown = False
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        """Show that `done` of `total` operations of a step are done."""
+        if time.monotonic() >= self.next:
+            self.next = time.monotonic() + 0.1
+            text = '{} {:,} of {:,}'.format(step, done, total)
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write('\r\x1b[K' + text[:width])
+            sys.stderr.flush()
+            self.shown = True
+
+    def clear(self) -> None:
+        """Take the progress line away."""
+        if self.shown:
+            self.shown = False
+            sys.stderr.write('\r\x1b[K')
+            sys.stderr.flush()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.clear()
+        super().emit(record)
+
+
 # -- The command line -----------------------------------------------------------------------------
 
 EXAMPLES = """\
 examples:
-  delete_docker_registry_image -n -i team/app:1.0     what would be deleted?
-  delete_docker_registry_image -i team/app:1.0 -i team/app:1.1
-  delete_docker_registry_image -i 'team/*:pr-*'       quote patterns
-  delete_docker_registry_image -u -p -i '*'           all that no tag reaches
+  delete_docker_registry_image -l             what is there, what would I gain?
+  delete_docker_registry_image -n -i team/app:1.0        what would be deleted?
+  delete_docker_registry_image -i 'team/*:pr-*' -x team/app:pr-7 --keep-last 3
+  delete_docker_registry_image -u -g -p -i '*'    clean the whole registry
 
 Stop the registry first and start it again afterwards: it caches what it has
 seen. Images of a Harbor, or of a GitLab registry with a metadata database, are
 deleted there, not here: their tags are not on this disk.
 
-exit status: 0 done, or nothing to do; 1 refused or failed, nothing was deleted;
-2 usage; 3 some things could not be deleted (each is named)
+exit status: 0 done, or nothing to do; 1 refused or failed, nothing was
+deleted; 2 usage; 3 some things could not be deleted (each is named);
+130 and 143 interrupted
 """
 
 
@@ -1527,19 +2040,37 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM, add_help=False, epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=26, width=79),
         usage='%(prog)s [options] -i IMAGE [-i IMAGE ...]',
-        description="Delete images from the disk of a stopped Docker registry.")
+        description='Delete images from the disk of a stopped Docker registry.')
     what = parser.add_argument_group('what to delete')
     what.add_argument('-i', '--image', metavar='IMAGE', action='append', default=[], dest='images',
                       help='NAME, NAME:TAG or NAME@DIGEST; repeatable. NAME and TAG may be '
-                           'patterns (* ? [...]; * also matches /)')
+                           'patterns (* ? [...]; * also matches /). - reads one a line from '
+                           'standard input')
     what.add_argument('-u', '--untagged', action='store_true',
                       help='in the named repositories delete only what no tag reaches')
+    what.add_argument('-g', '--garbage', action='store_true',
+                      help='whole registry: delete what nothing uses')
     what.add_argument('-p', '--prune', action='store_true', help='delete empty folders')
+    keep = parser.add_argument_group('what to keep')
+    keep.add_argument('-x', '--exclude', metavar='IMAGE', action='append', default=[],
+                      dest='excluded', help='never delete what this names; repeatable')
+    keep.add_argument('--keep-last', metavar='N', type=int,
+                      help='of the tags that each -i NAME:TAG selects in a repository, keep the N '
+                           'pushed last')
+    keep.add_argument('--older-than', metavar='AGE', type=age,
+                      help='select only tags pushed longer ago: 12h, 30d, 8w')
     how = parser.add_argument_group('how')
+    how.add_argument('-l', '--list', action='store_true',
+                     help='show what is selected (default: all), its size, and what deleting it '
+                          'would free; delete nothing')
     how.add_argument('-n', '--dry-run', action='store_true',
                      help='say what would be deleted; touch nothing')
+    how.add_argument('-j', '--jobs', metavar='N', type=int, default=0,
+                     help='file operations at once, for slow storage; the default suits the '
+                          'storage at hand')
     how.add_argument('--read-only-registry', action='store_true',
                      help='the registry is running, in read-only mode')
     how.add_argument('-f', '--force', action='store_true',
@@ -1551,11 +2082,53 @@ def make_parser() -> argparse.ArgumentParser:
                             '$REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY, else the one of '
                             + ', '.join(DEFAULT_DATA_DIRS) + ' that holds a registry')
     output = parser.add_argument_group('output')
+    output.add_argument('--json', action='store_true',
+                        help='the result as one JSON object on standard output')
     output.add_argument('-v', '--verbose', action='store_true', help='name every blob and folder')
     output.add_argument('-q', '--quiet', action='store_true', help='only warnings and errors')
     output.add_argument('-V', '--version', action='version', version='%(prog)s ' + __version__)
     output.add_argument('-h', '--help', action='help', help='show this help')
     return parser
+
+
+def age(text: str) -> float:
+    """Return the seconds that `text`, like 12h, 30d or 8w, stands for."""
+    match = re.fullmatch(r'([0-9]+)([hdw])', text)
+    if not match:
+        raise argparse.ArgumentTypeError("'{}' is no age like 12h, 30d or 8w".format(text))
+    return float(match.group(1)) * {'h': 3600, 'd': 86400, 'w': 7 * 86400}[match.group(2)]
+
+
+def read_request(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Request:
+    """Return the request that the command line makes; exit with a usage error if it makes none."""
+    images = []
+    for text in arguments.images:
+        images += [line.strip() for line in sys.stdin if line.strip()] if text == '-' else [text]
+    try:
+        request = Request(tuple(map(parse_image, images)),
+                          tuple(map(parse_image, arguments.excluded)),
+                          arguments.untagged, arguments.garbage, arguments.prune,
+                          arguments.keep_last, arguments.older_than)
+    except ValueError as error:
+        parser.error(str(error))
+    rules = [name for name, value in (('--keep-last', request.keep_last),
+                                      ('--older-than', request.older_than)) if value is not None]
+    needed = arguments.untagged or rules or not (
+        arguments.garbage or arguments.prune or arguments.list)
+    if not arguments.images and needed and not arguments.list:
+        parser.error('an image is required: -i NAME, -i NAME:TAG or -i NAME@DIGEST')
+    if request.untagged and any(image.tag or image.digest for image in request.images):
+        parser.error('-u takes whole repositories: -i NAME, without a tag or a digest')
+    if rules and request.untagged:
+        parser.error('{} chooses among tags, and -u deletes none'.format(rules[0]))
+    if rules and not all(image.tag for image in request.images):
+        parser.error("{} chooses among tags: name them, as in -i 'NAME:*'".format(rules[0]))
+    if (request.keep_last or 0) < 0 or arguments.jobs < 0:
+        parser.error('--keep-last and --jobs take a number that is not negative')
+    if arguments.list and (request.untagged or request.garbage or request.prune):
+        parser.error('-l deletes nothing: leave out -u, -g and -p. Its last line says what -u and '
+                     '-g would free')
+    return request
 
 
 def find_data_dir(given: Optional[str]) -> str:
@@ -1580,39 +2153,55 @@ def run(argv: Optional[Sequence[str]]) -> int:
     """Do what the command line `argv` says; return the exit status."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
-    try:
-        images = tuple(map(parse_image, arguments.images))
-    except ValueError as error:
-        parser.error(str(error))
-    if not images and (arguments.untagged or not arguments.prune):
-        parser.error('an image is required: -i NAME, -i NAME:TAG or -i NAME@DIGEST')
-    if arguments.untagged and any(image.tag or image.digest for image in images):
-        parser.error('-u takes whole repositories: -i NAME, without a tag or a digest')
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter('%(levelname)-8s [%(asctime)s]  %(message)s'))
-    log.handlers = [handler]
+    request = read_request(parser, arguments)
+    terminal = Terminal(progress=not arguments.quiet)
+    log.handlers = [terminal]
     log.setLevel(logging.DEBUG if arguments.verbose else
                  logging.WARNING if arguments.quiet else logging.INFO)
     if arguments.force:
         log.warning('-f, --force has no effect')
+    result: Dict[str, Any] = {}
     try:
         cleaner = RegistryCleaner(find_data_dir(arguments.registry_data_dir), arguments.dry_run,
-                                  arguments.read_only_registry)
+                                  arguments.read_only_registry,
+                                  Workers(arguments.jobs, terminal.progress))
         catch_signals(cleaner)
-        done = cleaner.run(Request(images, arguments.untagged, arguments.prune),
-                           lambda plan: report(plan, arguments.dry_run))
+        if arguments.list:
+            listing = cleaner.list(request)
+            result = listing_json(listing, cleaner.v2)
+            for text in listing.warnings:
+                log.warning('%s', text)
+            terminal.clear()
+            if not arguments.json:
+                show(listing, arguments.verbose)
+            return 0
+        done = cleaner.run(request, lambda plan: report(plan, arguments.dry_run))
+        result = plan_json(done, cleaner.v2, arguments.dry_run)
     except RegistryCleanerError as error:
+        result = {'error': str(error)}
         for line in str(error).splitlines():
             log.error('%s', line)
         return 1
     except Interrupted as interrupted:
+        result = {'error': 'Interrupted'}
         log.error('Interrupted')
         return 128 + int(interrupted.args[0])
+    finally:
+        terminal.clear()
+        if arguments.json:
+            print(json.dumps(result, indent=2))
     if cleaner.interrupted:
         log.warning('Interrupted.%s', '' if cleaner.complete else ' The next run finishes the rest')
         return 128 + cleaner.interrupted
     return 3 if done.failed else 0
+
+
+def show(listing: Listing, verbose: bool) -> None:
+    """Print the list, on a terminal as wide as that is."""
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else 0
+    for line in table(listing, width, ages=terminal and not verbose, bars=terminal):
+        print(line)
 
 
 def catch_signals(cleaner: RegistryCleaner) -> None:
