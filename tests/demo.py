@@ -9,6 +9,7 @@ It needs nothing but Python, writes nothing outside its folder, and removes that
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -27,37 +28,43 @@ LAYERS = {'base': 3, 'python': 2, 'app-1.0': 4, 'app-old': 1.5, 'app-new': 1.5, 
 
 
 def main():
-    folder = tempfile.mkdtemp(prefix='registry-demo-')
+    folder = tempfile.mkdtemp(prefix='demo-')
     try:
-        demo = Demo(os.path.join(folder, 'registry'))
-        demo.push()
-        say('The registry of a small team, with what each image is made of. A layer that several '
-            'images share is on the disk once. "latest" was pushed twice: what it was before is '
-            'still there, without a tag. team/multi:2.0 is one image for two architectures, and '
-            'team/app/docs is a repository inside another.')
-        demo.show()
-
-        say('What would deleting team/app:1.0 free? A dry run says it and touches nothing.')
-        demo.run('-n -v -i team/app:1.0')
-        say('The same without -n deletes it. The layers "base" and "python" are needed by other '
-            'images, so they stay.')
-        demo.run('-i team/app:1.0')
-        say('Delete what no tag leads to: the old "latest".')
-        demo.run('-u -i team/app')
-        say('An image for two architectures goes with both of them. It was the last one in '
-            'team/multi, so the repository goes too.')
-        demo.run('-i team/multi:2.0')
-        say('Delete a whole repository. team/app/docs, inside it, stays.')
-        demo.run('-i team/app')
-        say('Empty folders are left. They can go too.')
-        demo.run('-p')
-        say('What does not exist is an error, and then nothing is deleted.')
-        demo.run('-i team/app -i team/base', status=1)
-
-        say('What is left is whole:')
-        demo.show()
+        play(Demo(folder))
     finally:
         shutil.rmtree(folder)
+
+
+def play(demo):
+    say('The registry of a small team, and what each image in it is made of. A layer that several '
+        'images share is on the disk once. "latest" was pushed twice: what it was before is still '
+        'there, without a tag. team/multi:2.0 is one image for two architectures, and '
+        'team/app/docs is a repository inside another.')
+    demo.push()
+    first = demo.show()
+    say('The registry is stopped. (Below, times and digests are shortened.)')
+    print('  $ export REGISTRY_DATA_DIR=' + demo.registry)
+
+    say('What would deleting team/app:1.0 free? A dry run says it and touches nothing. With -v it '
+        'names the blobs too: the layer app-1.0, the image\'s configuration, and its manifest.')
+    demo.run('-n -v -i team/app:1.0')
+    say('The same without -n deletes it. Other images need "base" and "python", so these stay.')
+    demo.run('-i team/app:1.0')
+    say('Delete what no tag leads to: the former "latest".')
+    demo.run('-u -i team/app')
+    say('An image for two architectures goes with both of them. team/multi holds nothing else, so '
+        'the repository goes too.')
+    demo.run('-i team/multi:2.0')
+    say('Delete a whole repository. team/app/docs, inside it, stays.')
+    demo.run('-i team/app')
+    say('What is gone leaves empty folders. They can go too.')
+    demo.run('-p')
+    say('When one of the names does not exist, nothing is deleted.')
+    demo.run('-i team/app -i team/base', status=1)
+
+    say('What is left is whole:')
+    last = demo.show()
+    say('%.1f MiB were freed. The registry can start again.' % (first - last))
 
 
 def say(text):
@@ -90,7 +97,7 @@ class Demo:
         return self.tree.image(repo, layers, config='-'.join(names).encode(), kind=SCHEMA2)
 
     def show(self):
-        """One line for each tag, and for each manifest without one."""
+        """Show each tag, and each manifest without one; return the MiB on the disk."""
         for folder, folders, _ in sorted(os.walk(self.tree.repo(''))):
             if '_manifests' not in folders:
                 continue
@@ -107,6 +114,7 @@ class Demo:
                 if 'sha256:' + digits not in seen:
                     self.line(repo + ' (no tag)', 'sha256:' + digits, seen)
         print('\n  %.1f MiB on the disk' % self.used(), flush=True)
+        return self.used()
 
     def line(self, name, digest, seen):
         layers = self.layers(digest, seen)
@@ -127,14 +135,17 @@ class Demo:
         before = self.used()
         print('  $ delete_docker_registry_image ' + options, flush=True)
         done = subprocess.run(
-            [sys.executable, '-B', SCRIPT, '-d', self.registry] + shlex.split(options),
+            [sys.executable, '-B', SCRIPT] + shlex.split(options),
+            env=dict(os.environ, REGISTRY_DATA_DIR=self.registry),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
         for line in done.stdout.splitlines():
-            print(textwrap.fill(line, 79, initial_indent='  ', subsequent_indent='      ',
+            line = re.sub(r'\[\S+ ([\d:]+),\d+\]', r'[\1]', line)
+            line = re.sub('(sha256:[0-9a-f]{8})[0-9a-f]{56}', r'\1...', line)
+            print(textwrap.fill(line, 79, initial_indent='  ', subsequent_indent=' ' * 23,
                                 break_on_hyphens=False))
         if done.returncode != status:
             sys.exit('exit status %d, not %d' % (done.returncode, status))
-        print('\n  exit status %d; on the disk: %.1f MiB, now %.1f MiB' % (
+        print('\n  exit status %d; on the disk: %.1f MiB before, %.1f MiB now' % (
             done.returncode, before, self.used()), flush=True)
 
     def used(self):

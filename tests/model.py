@@ -65,6 +65,18 @@ def links(*folder):
     return found
 
 
+def digests(*folder):
+    """The digests that the folders <alg>/<hex> below `folder` are named after."""
+    return {alg + ':' + digits for alg in listing(*folder)
+            for digits in listing(*folder + (alg,)) if is_digest(alg + ':' + digits)}
+
+
+def last_write(folder):
+    """The newest time of a folder and everything in it."""
+    return max(os.stat(path).st_mtime for base, _, files in os.walk(folder)
+               for path in [base] + [os.path.join(base, name) for name in files])
+
+
 def targets(found):
     """The blobs that links stand for. For sha256 the name says it, whatever the link holds."""
     return {name if name.startswith('sha256:') else content for name, content in found.items()}
@@ -141,12 +153,13 @@ class Repository:
         self.signatures = {
             revision: links(revisions, *revision.split(':') + ['signatures'])
             for revision in self.revisions}
-        self.fresh = any(
-            os.stat(path).st_mtime > time.time() - DAY
-            for upload in listing(folder, '_uploads')
-            for path in [os.path.join(folder, '_uploads', upload)] + [
-                os.path.join(folder, '_uploads', upload, name)
-                for name in listing(folder, '_uploads', upload)])
+        self.uploads = {upload: last_write(os.path.join(folder, '_uploads', upload))
+                        for upload in listing(folder, '_uploads')}
+        self.fresh = any(written > time.time() - DAY for written in self.uploads.values())
+        # Every folder where a link belongs, be there one or not.
+        self.layer_folders = digests(folder, '_layers')
+        self.revision_folders = digests(revisions)
+        self.history_folders = {tag: digests(tags, tag, 'index') for tag in self.tags}
 
         self.manifests = {digest: manifest(v2, digest) for digest in self.revisions}
         self.add_manifests_linked_as_layers(v2)
@@ -252,6 +265,18 @@ def pull(v2, repo, digest):
     return got, whole
 
 
+def size(v2, repo, tag):
+    """The bytes of the distinct blobs that a tag reaches, and of those that are stored."""
+    stored, blobs = stored_blobs(v2), set()
+    for digest in repo.reach(repo.stands_for(tag), repo.referrer_tags()):
+        blobs.add(digest)
+        if digest in repo.contents:
+            # Under another algorithm than sha256 the link says what is stored.
+            blobs |= {name if name.startswith('sha256:') else repo.layers.get(name)
+                      for name in repo.contents[digest].names}
+    return sum(stored.get(digest, 0) for digest in blobs)
+
+
 # Deciding
 
 class Outcome:
@@ -273,34 +298,51 @@ class Outcome:
                        if digest in store[name].revisions}
 
 
-def expect(v2, images, untagged=False, prune=False):
+def expect(v2, images, untagged=False, prune=False, garbage=False, excluded=()):
     store = repositories(v2)
-    refuse_half_a_store(v2, store)
+    refuse_unsafe_ground(v2, store)
     outcome = Outcome()
     wanted = {}     # repository -> what the images name of it
+    if garbage:
+        refuse_a_store_without_links(v2, store)
+        wanted = {name: set() for name in store}
     for image in images:
         found = select(store, image)
         outcome.warned = outcome.warned or not found
         for name, part in found:
             wanted.setdefault(name, set()).add(part)
+    spared = {name: set() for name in store}    # the same of what is excluded
+    for image in excluded:
+        found = select(store, image, must_exist=False)
+        outcome.warned = outcome.warned or not found
+        for name, part in found:
+            spared[name].add(part)
 
     gone = set()    # folders, relative to V2
     for name, parts in sorted(wanted.items()):
         repo = store[name]
-        whole = WHOLE in parts and not untagged
+        if WHOLE in spared[name]:
+            if garbage:     # which asks every repository
+                refuse_unreadable(repo, repo.manifests)
+            continue
+        whole = WHOLE in parts and not untagged and not spared[name]
         if whole:
             lost = set(repo.tags), set(repo.manifests)
-        elif untagged:
-            lost = without_tags(repo, outcome)
+        elif WHOLE in parts and not untagged:
+            lost = all_but(repo, spared[name])
+        elif WHOLE in parts:
+            lost = without_tags(repo, outcome, spared[name])
         else:
             lost = with_tags(repo, {part for part in parts if not is_digest(part)},
-                             {part for part in parts if is_digest(part)})
+                             {part for part in parts if is_digest(part)}, spared[name])
         outcome.tags |= {(name, tag) for tag in lost[0]}
         outcome.manifests |= {(name, digest) for digest in lost[1]}
         if lost == (set(repo.tags), set(repo.manifests)) and (whole or not repo.fresh):
             outcome.repositories.add(name)
             gone |= {'repositories/%s/%s' % (name, part)
                      for part in ('_manifests', '_layers', '_uploads')}
+        elif garbage:
+            gone |= leave(repo, *lost) | unused(repo, set(repo.manifests) - lost[1])
         elif lost != (set(), set()):
             gone |= leave(repo, *lost)
 
@@ -309,6 +351,12 @@ def expect(v2, images, untagged=False, prune=False):
         for folder, linked in repo_links(repo):
             inside = any(is_below(folder, path) for path in gone)
             (lost_links if inside else kept_links).add(linked)
+    if garbage:
+        lost_links = set(stored_blobs(v2))
+        for name, repo in store.items():
+            for digest in repo.contents:
+                if (name, digest) not in outcome.manifests:
+                    kept_links |= repo.contents[digest].names
     for digest in lost_links - kept_links - {''}:
         if blob(v2, digest) is not None:
             outcome.blobs.add(digest)
@@ -324,8 +372,8 @@ def expect(v2, images, untagged=False, prune=False):
     return outcome
 
 
-def select(store, image):
-    """(repository, WHOLE, a tag or a digest) for all that one -i names."""
+def select(store, image, must_exist=True):
+    """(repository, WHOLE, a tag or a digest) for all that one -i or -x names."""
     image, _, digest = image.partition('@')
     host, name, tag = IMAGE.match(image).groups()
     if host and host + name not in store:
@@ -339,35 +387,49 @@ def select(store, image):
                 tags = repo.ordinary_tags() if PATTERN.search(tag) else repo.tags
                 parts = {one for one in tags if fnmatch.fnmatchcase(one, tag)}
             found |= {(repo.name, part) for part in parts}
-    if not found and not PATTERN.search(image):
+    if not found and must_exist and not PATTERN.search(image):
         raise Refused('%s does not exist' % (digest or image))
     return found
 
 
-def with_tags(repo, tags, digests):
-    """Delete `tags`, and `digests` with the tags that point at them."""
-    doomed_tags = tags | {tag for tag in repo.tags if repo.tags[tag] in digests}
+def with_tags(repo, tags, digests, spared=frozenset()):
+    """Delete `tags`, and `digests` with the tags that point at them; never what is `spared`."""
+    safe = roots(repo, spared)
+    tags, digests = tags - spared, digests - repo.reach(safe, repo.referrer_tags())
+    doomed_tags = (tags | {tag for tag in repo.tags if repo.tags[tag] in digests}) - spared
     seeds = set(digests)
     for tag in tags:
         seeds |= repo.history[tag] | {repo.tags[tag] or ''}
     doomed = repo.reach(seeds, repo.referrer_tags())
     untouched = set(repo.manifests) - doomed
-    kept = repo.reached_by(set(repo.tags) - doomed_tags, untouched, without=digests)
+    kept = repo.reached_by(set(repo.tags) - doomed_tags, untouched | safe, without=digests)
     for digest in digests:
         for one in kept:
             if one in repo.contents and digest in repo.contents[one].children:
                 raise Refused('%s contains %s' % (one, digest))
     lost = doomed - kept
-    return doomed_tags | tags_of_referrers(repo, lost), lost
+    return doomed_tags | tags_of_referrers(repo, lost) - spared, lost
 
 
-def without_tags(repo, outcome):
+def without_tags(repo, outcome, spared=frozenset()):
     """Delete what no tag reaches."""
     if repo.manifests and not repo.ordinary_tags():
         outcome.warned = True
         return set(), set()
-    lost = set(repo.manifests) - repo.reached_by(set(repo.tags))
-    return tags_of_referrers(repo, lost), lost
+    lost = set(repo.manifests) - repo.reached_by(set(repo.tags), roots(repo, spared))
+    return tags_of_referrers(repo, lost) - spared, lost
+
+
+def all_but(repo, spared):
+    """Delete everything but what is `spared`, and what belongs to that."""
+    lost = set(repo.manifests) - repo.reach(roots(repo, spared), repo.referrer_tags())
+    return (repo.ordinary_tags() | tags_of_referrers(repo, lost)) - spared, lost
+
+
+def roots(repo, spared):
+    """What tags and digests that are never to be deleted stand for."""
+    return {part for part in spared if is_digest(part)}.union(
+        *(repo.stands_for(part) for part in spared if not is_digest(part)))
 
 
 def tags_of_referrers(repo, lost):
@@ -378,9 +440,7 @@ def leave(repo, tags, manifests):
     """The folders that go from a repository that loses these tags and manifests and lives on."""
     base = 'repositories/' + repo.name
     left = set(repo.manifests) - manifests
-    for digest in left:
-        if repo.manifests[digest] == UNREADABLE:
-            raise Refused('%s of %s is unreadable' % (digest, repo.name))
+    refuse_unreadable(repo, left)
 
     gone = {'%s/_manifests/tags/%s' % (base, tag) for tag in tags}
     for digest in manifests:
@@ -391,6 +451,20 @@ def leave(repo, tags, manifests):
     for digest in named(repo, manifests) - named(repo, left):
         if digest in repo.layers:
             gone.add('%s/_layers/%s' % (base, digest.replace(':', '/')))
+    return gone
+
+
+def unused(repo, left):
+    """What garbage collection takes from a repository whose manifests `left` stay."""
+    base = 'repositories/' + repo.name
+    gone = {'%s/_layers/%s' % (base, digest.replace(':', '/'))
+            for digest in repo.layer_folders - named(repo, left)}
+    gone |= {'%s/_manifests/revisions/%s' % (base, digest.replace(':', '/'))
+             for digest in repo.revision_folders - set(repo.revisions)}
+    gone |= {'%s/_manifests/tags/%s/index/%s' % (base, tag, digest.replace(':', '/'))
+             for tag in repo.tags for digest in repo.history_folders[tag] - set(repo.manifests)}
+    gone |= {'%s/_uploads/%s' % (base, upload) for upload, written in repo.uploads.items()
+             if written <= time.time() - DAY}
     return gone
 
 
@@ -416,7 +490,33 @@ def repo_links(repo):
             yield revisions + name.replace(':', '/'), targets({signature: content}).pop()
 
 
-def refuse_half_a_store(v2, store):
+def stored_blobs(v2):
+    """digest -> bytes of every blob."""
+    found = {}
+    for alg in listing(v2, 'blobs'):
+        for start in listing(v2, 'blobs', alg):
+            for digits in listing(v2, 'blobs', alg, start):
+                path = os.path.join(v2, 'blobs', alg, start, digits, 'data')
+                if digits.startswith(start) and is_digest(alg + ':' + digits) \
+                        and os.path.exists(path):
+                    found[alg + ':' + digits] = os.path.getsize(path)
+    return found
+
+
+def refuse_unreadable(repo, manifests):
+    for digest in manifests:
+        if repo.manifests[digest] == UNREADABLE:
+            raise Refused('%s of %s is unreadable' % (digest, repo.name))
+
+
+def refuse_a_store_without_links(v2, store):
+    if stored_blobs(v2) and not any(True for repo in store.values() for _ in repo_links(repo)):
+        raise Refused('no repository has any link')
+
+
+def refuse_unsafe_ground(v2, store):
+    if os.path.exists(os.path.join(os.path.dirname(v2), 'lockfiles', 'database-in-use')):
+        raise Refused('the tags are in a database')
     stored = any('data' in files for _, _, files in os.walk(os.path.join(v2, 'blobs')))
     if not stored and any(repo.revisions for repo in store.values()):
         raise Refused('blobs holds nothing')

@@ -48,7 +48,7 @@ def call(*arguments):
     out, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
         try:
-            status = script.main([os.fsdecode(argument) for argument in arguments])
+            status = script.main(arguments)
         except SystemExit as error:
             status = error.code
     return Result(status, out.getvalue(), said.getvalue())
@@ -227,7 +227,7 @@ def test_a_literal_tag_under_a_pattern(tree):
     '/app', '/etc/passwd', 'app/', 'app//b', '//app', 'app\n', '\napp', 'app\n/b', 'app:1.0\n',
     'App', '_app', '-app', 'app-', 'app..b', 'app b', 'app/_manifests', '_layers', 'a' * 256,
     ':', ':1.0', 'app:', 'app:/', 'app:..', 'app:.hidden', 'app:-x', 'app:a b', 'app:a/../b',
-    'app:' + 'x' * 129, 'app:1.0:2.0', 'app\u00e9', 'app:\u00e9', b'app\xff', b'app:\xff',
+    'app:' + 'x' * 129, 'app:1.0:2.0', 'app\u00e9', 'app:\u00e9',
     '@', '@' + ABSENT, 'app@', 'app@sha256', 'app@sha256:', 'app@sha256:../../..',
     'app@sha256:' + '0' * 63, 'app@sha256:' + '0' * 65, 'app@sha256:' + 'A' * 64,
     'app@sha512:' + '0' * 64, 'app@md5:' + '0' * 32, 'app@' + ABSENT + '\n',
@@ -239,11 +239,20 @@ def test_what_is_no_image_is_a_usage_error(tree, image):
 
 
 @pytest.mark.parametrize('pattern', ['[z-a]', 'app:[z-a]', '*\n', '[', '[]', '../*', '/*', '*/..',
-                                     '*:', '*@', 'a[!', 'app:[[:x:]]', '[\\', b'*\xff', '*' * 300])
+                                     '*:', '*@', 'a[!', 'app:[[:x:]]', '[\\', '*' * 300])
 def test_strange_patterns_select_nothing(tree, pattern):
     before = snapshot(tree.root)
     result = call('-d', tree.root, '-i', pattern)
     assert result.status in (0, 2) and result.said
+    assert snapshot(tree.root) == before
+
+
+def test_arguments_that_are_not_utf8(tree):
+    before = snapshot(tree.root)
+    for image, status in [(b'app\xff', 2), (b'app:\xff', 2), (b'app@\xff', 2), (b'*\xff', 0)]:
+        for locale in ['C', 'C.UTF-8']:
+            result = run('-d', tree.root, '-i', image, environment={'LC_ALL': locale})
+            assert result.status == status and result.said
     assert snapshot(tree.root) == before
 
 
@@ -446,7 +455,7 @@ NOT_READABLE = {
     'old layers are numbers': encode({'fsLayers': [1, 2]}),
     'an artifact leads outside': encode({'blobs': [{'digest': OUTSIDE}]}),
     'two kinds, one is bad': encode({'layers': [], 'manifests': 5}),
-    'five million bytes': encode({'layers': []}) + b' ' * 5000000,
+    'a byte too many': encode({'layers': []}).ljust(4 * 2 ** 20 + 1),
 }
 
 
@@ -501,6 +510,10 @@ def test_an_unreadable_manifest_elsewhere_does_not_matter(tree, content):
 
 
 def make_wrong_hash(tree, digest):
+    write(tree.blob_path(digest), encode({'layers': [], 'another': 'image'}))
+
+
+def make_bad_sector(tree, digest):
     tree.corrupt_blob(digest)
 
 
@@ -524,7 +537,7 @@ def make_dangling_folder(tree, digest):
     os.symlink('nowhere', os.path.dirname(tree.blob_path(digest)))
 
 
-@pytest.mark.parametrize('damage', [make_wrong_hash, make_huge, make_folder,
+@pytest.mark.parametrize('damage', [make_wrong_hash, make_bad_sector, make_huge, make_folder,
                                     make_dangling_data, make_dangling_folder])
 def test_a_manifest_that_the_disk_does_not_give(tree, damage):
     digest = current(tree, 'app', '2.0')
@@ -543,8 +556,14 @@ def test_a_pipe_in_place_of_a_manifest(tree):
     result = run('-d', tree.root, '-i', 'app:1.0')
     assert result.status == 1 and digest in result.said
     assert tags(tree, 'app') == ['1.0', '2.0'] and has_blob(tree, b'app:1.0')
-    delete(tree, '-i', 'app:2.0')
+    assert run('-d', tree.root, '-i', 'app:2.0').status == 0
     assert not os.path.lexists(tree.blob_path(digest))
+
+
+def test_a_manifest_of_the_largest_size(tree):
+    tree.tag('app', 'large', tree.manifest('app', encode({'layers': []}).ljust(4 * 2 ** 20)))
+    delete(tree, '-i', 'app:1.0')
+    assert tags(tree, 'app') == ['2.0', 'large']
 
 
 @pytest.mark.parametrize('content', [b'', GARBAGE, b'sha256:../../..', b'sha256:', b'5', b'\n',

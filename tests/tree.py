@@ -40,7 +40,7 @@ def encode(document):
 
 
 class Tree:
-    """The store below `root`, a registry's root directory."""
+    """The store below `root`, a registry's root directory. Pushing returns a digest."""
 
     def __init__(self, root):
         self.root = str(root)
@@ -105,7 +105,7 @@ class Tree:
     # Manifests
 
     def manifest(self, repo, document, legacy=False):
-        """Push a manifest: bytes, or what becomes JSON. `legacy` links it as a layer only."""
+        """Push a manifest: bytes, or what becomes JSON."""
         data = document if isinstance(document, bytes) else encode(document)
         digest = self.blob(data)
         link = self.layer_link if legacy else self.revision_link
@@ -114,10 +114,12 @@ class Tree:
             os.makedirs(self.repo(repo, folder), exist_ok=True)
         return digest
 
+    # `legacy` links a manifest as a layer, as registry 2.1.0 did. What is listed may be None, which
+    # becomes null. `more` are further fields.
+
     def image(self, repo, layers, config=b'{}', kind=OCI_IMAGE, subject=None, foreign=(),
               legacy=False, **more):
-        """Push an OCI or schema 2 image. `foreign` are digests stored elsewhere; layers may be
-        None, which a registry accepts too."""
+        """Push an OCI or schema 2 image. `foreign` are digests of layers stored elsewhere."""
         described = [self.descriptor(OCI_LAYER, one) for one in self.layers(repo, layers)]
         described += [self.descriptor(FOREIGN_LAYER, one, urls=['https://example.com/layer'])
                       for one in foreign]
@@ -129,16 +131,20 @@ class Tree:
 
     def schema1(self, repo, layers, signatures=0, tag='1.0', legacy=False):
         """Push a schema 1 manifest, with as many signatures in blobs of their own."""
-        layers = self.layers(repo, layers)
         document = {
             'schemaVersion': 1, 'name': repo, 'tag': tag, 'architecture': 'amd64',
-            'fsLayers': [{'blobSum': one} for one in layers],
-            'history': [{'v1Compatibility': '{}'} for one in layers]}
+            'fsLayers': None if layers is None else [
+                {'blobSum': one} for one in self.layers(repo, layers)],
+            'history': [{'v1Compatibility': '{}'} for one in layers or ()]}
         digest = self.manifest(repo, document, legacy)
+        self.sign(repo, digest, signatures)
+        return digest
+
+    def sign(self, repo, digest, signatures):
+        """Add signatures to a schema 1 manifest; the first are the same in every repository."""
         for number in range(signatures):
             stored = self.blob(('signature %d of %s' % (number, digest)).encode())
             write(self.signature_link(repo, digest, stored), stored.encode())
-        return digest
 
     def index(self, repo, children, kind=OCI_INDEX, subject=None, legacy=False, **more):
         """Push an index over manifests. A child that is not in the store makes it sparse."""
@@ -197,7 +203,7 @@ class Tree:
                 set_age(os.path.join(base, name), age)
             set_age(base, age)
 
-    # Damage. For links: write(link, b''), write(link, GARBAGE) or os.remove(link).
+    # Damage. Links are damaged by write(link, b''), write(link, GARBAGE) or os.remove(link).
 
     def remove_blob(self, digest):
         shutil.rmtree(os.path.dirname(self.blob_path(digest)))
