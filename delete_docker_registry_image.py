@@ -251,7 +251,8 @@ class Tag(NamedTuple):
     """One tag.  It is broken when its link is missing, empty or no digest."""
 
     digest: Optional[str]  # None: broken
-    history: Tuple[str, ...]  # every digest in its index
+    history: Tuple[str, ...] = ()  # every digest that its index has a link to
+    entries: Tuple[str, ...] = ()  # these, and those whose folder has lost its link
     pushed: Optional[float] = None  # time of the last write to its link, in seconds
     fault: Optional[str] = None  # why its link cannot be read
 
@@ -302,6 +303,17 @@ class Workers:
             yield result
 
 
+# Where things lie below `repositories`: {0} is the repository, {1} the name, {2} a tag.
+PLACES = {
+    'repository': '{0}', 'manifests': '{0}/_manifests', 'tags': '{0}/_manifests/tags',
+    'tag': '{0}/_manifests/tags/{1}', 'entry': '{0}/_manifests/tags/{2}/index/{1}',
+    'revisions': '{0}/_manifests/revisions', 'index': '{0}/_manifests/revisions/{1}',
+    'manifest': '{0}/_manifests/revisions/{1}', 'layers': '{0}/_layers',
+    'layer': '{0}/_layers/{1}', 'uploads': '{0}/_uploads', 'upload': '{0}/_uploads/{1}',
+    'leftover': '{0}/{1}'}
+DIGEST_KINDS = ('entry', 'index', 'manifest', 'layer')  # their name is a digest
+
+
 class Store:
     """A registry's v2 folder: makes every path in it, and reads what lies there.
 
@@ -320,42 +332,11 @@ class Store:
         self._read: Dict[str, Repository] = {}
         self._parsed: Dict[str, Manifest] = {}
 
-    # Paths.
-
-    def repository(self, name: str) -> str:
-        return self.repositories + '/' + name
-
-    def tags(self, name: str) -> str:
-        return self.repository(name) + '/_manifests/tags'
-
-    def tag(self, name: str, tag: str) -> str:
-        return self.tags(name) + '/' + tag
-
-    def entry(self, name: str, digest: str, tag: str) -> str:
-        return self.tag(name, tag) + '/index/' + digest.replace(':', '/')
-
-    def revisions(self, name: str) -> str:
-        return self.repository(name) + '/_manifests/revisions'
-
-    def manifest(self, name: str, digest: str) -> str:
-        return self.revisions(name) + '/' + digest.replace(':', '/')
-
-    def signature(self, name: str, digest: str, signature: str) -> str:
-        return self.manifest(name, digest) + '/signatures/' + signature.replace(':', '/')
-
-    index = manifest
-
-    def leftover(self, name: str, folder: str) -> str:
-        return self.repository(name) + '/' + folder
-
-    def layers(self, name: str) -> str:
-        return self.repository(name) + '/_layers'
-
-    def layer(self, name: str, digest: str) -> str:
-        return self.layers(name) + '/' + digest.replace(':', '/')
-
-    def upload(self, name: str, upload: str) -> str:
-        return self.repository(name) + '/_uploads/' + upload
+    def path(self, kind: str, repository: str, name: str = '', tag: str = '') -> str:
+        """Return the path of something in a repository: `kind` is a key of PLACES."""
+        if kind in DIGEST_KINDS:
+            name = name.replace(':', '/')
+        return self.repositories + '/' + PLACES[kind].format(repository, name, tag)
 
     def blob(self, digest: str) -> str:
         algorithm, _, name = digest.partition(':')
@@ -363,11 +344,10 @@ class Store:
 
     def paths(self, reference: 'Reference') -> List[str]:
         """Return what to remove for `reference`: of a repository all that is no other one's."""
-        kind, *names = reference
-        if kind == 'repository':
-            return [self.repository(reference.repository) + part
-                    for part in ('/_manifests', '/_layers', '/_uploads')]
-        return [getattr(self, kind)(*filter(None, names))]
+        if reference.kind == 'repository':
+            return [self.path(kind, reference.repository)
+                    for kind in ('manifests', 'layers', 'uploads')]
+        return [self.path(*reference)]
 
     # Reading, from single entries to whole repositories.
 
@@ -494,7 +474,7 @@ class Store:
         """
         if self._names is None:
             self._names = self._find_repositories()
-        return [name for name in self._names if self.layers(name) not in self.gone]
+        return [name for name in self._names if self.path('layers', name) not in self.gone]
 
     def _find_repositories(self) -> List[str]:
         found = set()
@@ -517,15 +497,17 @@ class Store:
 
     def read_tag(self, name: str, tag: str) -> Tag:
         """Return the tag `tag` of repository `name`."""
-        folder = self.tag(name, tag)
+        folder = self.path('tag', name, tag)
         try:
             self.status(folder + '/current')
             status = self.status(folder + '/current/link')
+            entries = tuple(self.digests(folder + '/index'))
             return Tag(self.read_link(folder + '/current') if status else None,
-                       tuple(self.digests(folder + '/index')),
-                       status.st_mtime if status else None)
+                       tuple(digest for digest in entries
+                             if self.exists(self.path('entry', name, digest, tag) + '/link')),
+                       entries, status.st_mtime if status else None)
         except OSError as error:
-            return Tag(None, (), fault=cannot_read(error))
+            return Tag(None, fault=cannot_read(error))
 
     def read_repositories(self, names: List[str]) -> Dict[str, Repository]:
         """Return these repositories by name; each is read once."""
@@ -536,14 +518,15 @@ class Store:
 
     def read_repository(self, name: str) -> Repository:
         """Return the repository `name`, with all of its manifests."""
-        names = self.folders(self.tags(name))
+        names = self.folders(self.path('tags', name))
         tags = dict(zip(names, self.each(lambda tag: self.read_tag(name, tag), names)))
-        layers = {digest: self.target(self.layers(name), digest)
-                  for digest in self.digests(self.layers(name))}
-        folders = self.digests(self.revisions(name))
-        present = list(self.each(
-            lambda digest: self.exists(self.manifest(name, digest) + '/link'), folders))
-        revisions = {digest: self.target(self.revisions(name), digest)
+        top = self.path('layers', name)
+        layers = {digest: self.target(top, digest) for digest in self.digests(top)}
+        top = self.path('revisions', name)
+        folders = self.digests(top)
+        present = self.each(
+            lambda digest: self.exists(self.path('manifest', name, digest) + '/link'), folders)
+        revisions = {digest: self.target(top, digest)
                      for digest, there in zip(folders, present) if there}
         manifests = dict(zip(revisions, self.each(self.read_manifest, list(revisions.values()))))
         # Registry 2.1.0 linked manifests as layers, and every 2.x still serves them from there.
@@ -552,16 +535,17 @@ class Store:
         while todo:
             digest = todo.pop()
             if (digest in layers and digest not in manifests
-                    and self.has_link(self.layer(name, digest))):
+                    and self.has_link(self.path('layer', name, digest))):
                 manifest = self.read_manifest(layers[digest])
                 if manifest.kind:
                     manifests[digest] = manifest
                     todo.update(manifest.typed)
-        signatures = {digest: tuple(self.digests(self.manifest(name, digest) + '/signatures'))
-                      for digest in revisions if 'fsLayers' in manifests[digest].kind
-                      or not manifests[digest].kind}
-        uploads = {upload: self.last_write(self.upload(name, upload))
-                   for upload in self.folders(self.repository(name) + '/_uploads')}
+        signatures = {
+            digest: tuple(self.digests(self.path('manifest', name, digest) + '/signatures'))
+            for digest in revisions if 'fsLayers' in manifests[digest].kind
+            or manifests[digest].kind in ('', 'unknown')}
+        uploads = {upload: self.last_write(self.path('upload', name, upload))
+                   for upload in self.folders(self.path('uploads', name))}
         return Repository(name, tags, revisions, layers, manifests, signatures, uploads, tuple(
             '_manifests/revisions/' + digest.replace(':', '/')
             for digest in folders if digest not in revisions))
@@ -575,13 +559,13 @@ class Store:
         return max(times)
 
     def links_to(self, name: str, blobs: AbstractSet[str],
-                 signed: Mapping[str, str]) -> Iterator[str]:
+                 signatures: AbstractSet[str]) -> Iterator[str]:
         """Yield those of `blobs` that repository `name` has a link to.
 
-        `signed` maps those that are signatures to the manifest that they sign.  No sha256 link is
-        opened, and a folder is listed where that is fewer calls than looking for each blob.
+        `signatures` are those that may be signatures of a manifest.  No sha256 link is opened, and
+        a folder is listed where that is fewer calls than looking for each blob.
         """
-        for top in (self.layers(name), self.revisions(name)):
+        for top in (self.path('layers', name), self.path('revisions', name)):
             for algorithm in self.folders(top):
                 named = algorithm == 'sha256'  # its links are named after their blobs
                 if named and len(blobs) <= LISTING_CALLS:
@@ -589,21 +573,21 @@ class Store:
                 else:
                     found = [algorithm + ':' + name for name in self.hex_names(top, algorithm)]
                 for digest in found:
-                    if digest in blobs or not named:
-                        folder = top + '/' + digest.replace(':', '/')
-                        if self.has_link(folder):
-                            yield self.target(top, digest)
-        for blob, manifest in signed.items():
-            if self.manifest(name, manifest) not in self.gone and self.has_link(
-                    self.signature(name, manifest, blob)):
-                yield blob
+                    if (digest in blobs or not named) and self.has_link(
+                            top + '/' + digest.replace(':', '/')):
+                        yield self.target(top, digest)
+        for digest in self.digests(self.path('revisions', name)) if signatures else ():
+            for blob in signatures:
+                if self.has_link('{}/signatures/{}'.format(
+                        self.path('manifest', name, digest), blob.replace(':', '/'))):
+                    yield blob
 
-    def linked(self, blobs: Iterable[str], signed: Mapping[str, str]) -> Set[str]:
+    def linked(self, blobs: Iterable[str], signatures: Iterable[str]) -> Set[str]:
         """Return those of `blobs` that any repository has a link to."""
-        left = set(blobs)
-        linked: Set[str] = set()
+        left, linked = set(blobs), set()  # type: Tuple[Set[str], Set[str]]
         for name in self.repository_names():
-            found = left.intersection(self.links_to(name, left, signed)) if left else set()
+            found = left.intersection(
+                self.links_to(name, left, left.intersection(signatures))) if left else set()
             linked |= found
             left -= found
         return linked
@@ -700,7 +684,7 @@ class Plan(NamedTuple):
     references: List[Reference] = []
     blobs: Dict[str, int] = {}  # digest -> size in bytes
     folders: List[str] = []  # empty folders, each before the one that holds it
-    signed: Dict[str, str] = {}  # blob that is a signature -> the manifest that it signs
+    signatures: List[str] = []  # those of the blobs that may be signatures of a manifest
     staying: Dict[str, AbstractSet[str]] = {}  # repository -> its revisions that stay
     warnings: List[str] = []
     failed: List[Tuple[str, str]] = []  # path, and why it could not be removed
@@ -744,7 +728,7 @@ def make_graph(repository: Repository, referrers: bool = True) -> Graph:
     edges = {digest: [child for child in manifest.children if child in manifests]
              for digest, manifest in manifests.items()}
     everything = list(manifests)
-    for tag, (current, history, _, _) in tags.items():
+    for tag, (current, history, *_) in tags.items():
         named = (current,) if current else history
         edges[tag_node(tag)] = [d for d in named if d in manifests] if named else everything
     owners: Dict[str, str] = {}
@@ -795,19 +779,12 @@ def layers_of(repository: Repository, node: str) -> Set[str]:
     return links.union([repository.layers[digest] for digest in links])
 
 
-class Loss(NamedTuple):
-    """What goes from a repository."""
-
-    nodes: Set[str]  # tags and manifests
-    layers: Set[str]  # layer links that only those needed
-
-
 def lose(repository: Repository, graph: Graph, named: Set[str], touched: Set[str],
-         spared: AbstractSet[str] = frozenset()) -> Loss:
-    """Return what goes with the tags and manifests `named`.
+         spared: AbstractSet[str] = frozenset()) -> Tuple[Set[str], Set[str]]:
+    """Return the nodes that go with the tags and manifests `named`, and the layer links.
 
-    That is what is `touched`, a set that holds all that it reaches, less what something else still
-    reaches, be it `spared` or outside.
+    The nodes are what is `touched`, a set that holds all that it reaches, less what something else
+    still reaches, be it `spared` or outside.  The layer links are those that only they need.
     """
     inside = named | touched
     entered = [node for node in touched - named
@@ -817,8 +794,8 @@ def lose(repository: Repository, graph: Graph, named: Set[str], touched: Set[str
     for node in nodes:
         for digest in layers_of(repository, node):
             lost[digest] = lost.get(digest, 0) + 1
-    return Loss(nodes, {digest for digest, users in lost.items()
-                        if users == graph.users[digest] and digest in repository.layers})
+    return nodes, {digest for digest, users in lost.items()
+                   if users == graph.users[digest] and digest in repository.layers}
 
 
 def what_goes_with(repository: Repository, graph: Graph, tags: Iterable[str],
@@ -845,11 +822,6 @@ def parents_first(doomed: AbstractSet[str], manifests: Mapping[str, Manifest]) -
     return ordered[::-1]
 
 
-def command_for(name: str, digests: Iterable[str]) -> str:
-    """Return the command line that deletes these manifests."""
-    return PROGRAM + ''.join(' -i {}@{}'.format(name, digest) for digest in digests)
-
-
 def require_readable(repository: Repository, tags: Iterable[str], manifests: Iterable[str]) -> None:
     """Refuse when what `tags` and `manifests`, which stay, need is unknown."""
     for tag in tags:
@@ -866,7 +838,8 @@ def require_readable(repository: Repository, tags: Iterable[str], manifests: Ite
             'Restore them, or delete them: {}'.format(
                 repository.name,
                 '\n'.join('  {}: {}'.format(digest, fault) for digest, fault in faults),
-                command_for(repository.name, [digest for digest, _ in faults])))
+                PROGRAM + ''.join(' -i {}@{}'.format(repository.name, digest)
+                                  for digest, _ in faults)))
 
 
 def refuse_kept_index(repository: Repository, graph: Graph, digests: Iterable[str],
@@ -904,7 +877,7 @@ def chosen_tags(repository: Repository, graph: Graph, wish: Request, now: float)
         if wish.keep_last is not None or wish.older_than is not None:
             pushed = {tag: repository.tags[tag].pushed for tag in tags}
             times = sorted(time for time in pushed.values() if time is not None)
-            before = now - (wish.older_than or 0)
+            before = float('inf') if wish.older_than is None else now - wish.older_than
             if wish.keep_last:
                 before = min([before] + times[-wish.keep_last:][:1])
             tags = {tag for tag, time in pushed.items() if time is not None and time < before}
@@ -932,29 +905,27 @@ def decide(repository: Repository, graph: Graph, wish: Request, now: float) -> L
     named = (named | digests) - spared
     touched = (reach(manifests, graph.edges) if bare else
                what_goes_with(repository, graph, chosen, digests)) | spared
-    lost = lose(repository, graph, named, touched, spared)
+    lost, layers = lose(repository, graph, named, touched, spared)
 
-    kept_tags = [tag for tag in tags if tag_node(tag) not in lost.nodes]
-    kept = manifests.keys() - lost.nodes
+    kept_tags = [tag for tag in tags if tag_node(tag) not in lost]
+    kept = manifests.keys() - lost
     refuse_kept_index(repository, graph, digests, kept)
-    if lost.nodes or wish.garbage:
+    if lost or wish.garbage:
         require_readable(repository, kept_tags, kept)
     old_uploads = [upload for upload, written in repository.uploads.items()
                    if whole or written <= now - UPLOAD_AGE]
     gone = (not kept_tags and not kept and len(old_uploads) == len(repository.uploads)
-            and bool(lost.nodes or bare or wish.garbage))
-    layers: AbstractSet[str] = lost.layers
+            and bool(lost or bare or wish.garbage))
     if gone:
-        layers = repository.layers.keys()
+        layers.update(repository.layers)
     elif wish.garbage:
-        layers = lost.layers | {digest for digest in repository.layers
-                                if digest not in graph.users}
+        layers.update(repository.layers.keys() - graph.users.keys())
     return ([Reference('tag', name, tag) for tag in sorted(tags.keys() - kept_tags)]
             + [Reference('entry', name, digest, tag) for tag in kept_tags
-               for digest in tags[tag].history
-               if digest in lost.nodes or wish.garbage and digest not in manifests]
+               for digest in tags[tag].entries
+               if digest in lost or wish.garbage and digest not in manifests]
             + [Reference('index' if manifests[digest].children else 'manifest', name, digest)
-               for digest in parents_first(manifests.keys() & lost.nodes, manifests)
+               for digest in parents_first(manifests.keys() & lost, manifests)
                if digest in repository.revisions]
             + [Reference('layer', name, digest) for digest in sorted(layers)]
             + [Reference('leftover', name, folder) for folder in repository.leftovers
@@ -976,12 +947,12 @@ def what_still_goes(repository: Repository, planned: List[Reference],
     graph = make_graph(repository, referrers=False)
     named = {tag_node(tag) for tag in repository.tags if tag in going['tag']}
     touched = (going['index'] | going['manifest']) & repository.manifests.keys()
-    lost = lose(repository, graph, named, touched)
-    kept_tags = [tag for tag in repository.tags if tag_node(tag) not in lost.nodes]
-    kept = repository.manifests.keys() - lost.nodes
+    lost, layers = lose(repository, graph, named, touched)
+    kept_tags = [tag for tag in repository.tags if tag_node(tag) not in lost]
+    kept = repository.manifests.keys() - lost
     require_readable(repository, kept_tags, kept)
     stay = {'tag': set(kept_tags), 'index': kept, 'manifest': kept, 'entry': kept,
-            'layer': graph.users.keys() - lost.layers}
+            'layer': graph.users.keys() - layers}
     if (kept_tags or kept or repository.layers.keys() - going['layer']
             or repository.uploads.keys() - going['upload']):
         stay['repository'] = {''}
@@ -1091,7 +1062,7 @@ class Journal:
             return Plan(), set()
         except OSError as error:
             raise self.refusal(str(error.strerror))
-        plan, changed = Plan([], {}, [], {}), set()  # type: Tuple[Plan, Set[Reference]]
+        plan, changed = Plan([], {}, [], []), set()  # type: Tuple[Plan, Set[Reference]]
         for line in content.split(b'\n'):
             try:
                 record = json.loads(line.decode('ascii'))
@@ -1102,17 +1073,17 @@ class Journal:
                 continue
             try:
                 references = [(Reference(*names), stamp) for *names, stamp in record['references']]
-                blobs, signed = record['blobs'], record['signed']
+                blobs, signatures = record['blobs'], record['signatures']
                 valid = record['version'] == JOURNAL_VERSION and all(
                     is_reference(reference) for reference, _ in references) and all(
-                    map(is_digest, [*blobs, *signed, *signed.values()]))
+                    map(is_digest, blobs + signatures))
             except (TypeError, ValueError, KeyError, AttributeError):
                 valid = False
             if not valid:
                 raise self.refusal('it was written by another version, or not by this program')
             plan.references.extend(reference for reference, _ in references)
             plan.blobs.update(dict.fromkeys(blobs, 0))
-            plan.signed.update(signed)
+            plan.signatures.extend(signatures)
             changed.update(reference for reference, stamp in references
                            if self.changed(reference, stamp))
         return plan, changed
@@ -1127,7 +1098,8 @@ class Journal:
 
         A full disk is what this program is for: then it goes on without.
         """
-        record = {'version': JOURNAL_VERSION, 'blobs': sorted(plan.blobs), 'signed': plan.signed,
+        record = {'version': JOURNAL_VERSION, 'blobs': sorted(plan.blobs),
+                  'signatures': plan.signatures,
                   'references': [[*reference, self.stamp(reference) if reference.kind in STAMPED
                                   else None] for reference in plan.references]}
         before = None
@@ -1170,15 +1142,16 @@ def sync(folders: Iterable[str]) -> None:
     Of a folder that is gone itself, the one that it was in counts.
     """
     for folder in sorted({next(filter(os.path.isdir, places_above(path))) for path in folders}):
-        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             log.warning("Cannot sync the folder '%s': %s. Should the power fail during this run, "
-                        'the next one may have to collect what it left', folder, error.strerror)
+                        'more may be left than the next run finds', folder, error.strerror)
             return  # the others lie on the same storage
-        finally:
-            os.close(descriptor)
 
 
 class Remover:
@@ -1213,7 +1186,7 @@ class Remover:
                 together=kind == 'index')
         sync({os.path.dirname(path) for reference in done for path in store.paths(reference)})
         try:
-            linked = store.linked(plan.blobs, plan.signed)
+            linked = store.linked(plan.blobs, plan.signatures)
         except OSError as error:
             self.account(error)
             linked = set(plan.blobs)
@@ -1247,7 +1220,7 @@ class Remover:
             for path in self.store.paths(reference):
                 remove(path)
             if reference.kind == 'repository':
-                remove_empty(self.store.repository(reference.repository))
+                remove_empty(self.store.path('repository', reference.repository))
             return True
         return self.attempt(function, reference.repository)
 
@@ -1261,7 +1234,8 @@ class Remover:
         try:
             return function()
         except OSError as error:
-            self.given_up.add(repository)
+            if repository:
+                self.given_up.add(repository)
             return error
 
     def account(self, outcome: Any) -> bool:
@@ -1282,8 +1256,8 @@ class Remover:
         for name, staying in plan.staying.items():
             try:
                 if name not in self.given_up and any(
-                        store.exists(store.manifest(name, digest) + '/link')
-                        for digest in store.digests(store.revisions(name))
+                        store.exists(store.path('manifest', name, digest) + '/link')
+                        for digest in store.digests(store.path('revisions', name))
                         if digest not in staying):
                     repository = store.read_repository(name)
                     require_readable(repository, repository.tags, repository.manifests)
@@ -1333,14 +1307,14 @@ def refuse_running_registry(v2: str, read_only: bool) -> None:
                 command = os.fsdecode(file.read()).split('\0')
             if command[1:2] not in (['serve'], ['garbage-collect']):
                 continue
-            folders, cached = registry_settings(process, command)
-            if not any(os.path.samefile(v2, folder) for folder in folders
-                       if os.stat(os.path.dirname(folder)) and os.path.lexists(folder)):
+            folders, cached = registry_settings('/proc/{}/'.format(process), command[2:])
+            if not any(is_folder(folder, v2) for folder in folders):
                 continue
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
         except OSError as error:
-            if not isinstance(error, (FileNotFoundError, ProcessLookupError)):
-                log.debug('Cannot check whether process %s is a registry at work on this data: %s',
-                          process, error.strerror)
+            log.debug('Cannot check whether process %s is a registry at work on this data: %s',
+                      process, error.strerror)
             continue
         text = 'Process {} ({}) is a registry at work on this data'.format(
             process, ' '.join(command).strip())
@@ -1353,14 +1327,12 @@ def refuse_running_registry(v2: str, read_only: bool) -> None:
                 '--read-only-registry'.format(text))
 
 
-def registry_settings(process: str, command: Sequence[str]) -> Tuple[List[str], bool]:
+def registry_settings(proc: str, arguments: Sequence[str]) -> Tuple[List[str], bool]:
     """Return the v2 folders that a registry process may work on, and whether it is a cache.
 
     Its environment goes before its configuration file, and that before the images' default.  The
-    paths lead through /proc, so that they are those that the process sees.
+    folders lead through `proc`, its folder in /proc: they are those that the process sees.
     """
-    proc = '/proc/{}/'.format(process)
-
     def seen_by_process(path: str) -> str:
         return proc + ('root' if path.startswith('/') else 'cwd/') + path
 
@@ -1368,9 +1340,10 @@ def registry_settings(process: str, command: Sequence[str]) -> Tuple[List[str], 
         environment = dict(text.partition('=')[::2]
                            for text in os.fsdecode(file.read()).split('\0'))
     configuration = ''
-    for path in [word for word in command[2:] if word and not word.startswith('-')][:1]:
-        with open(seen_by_process(path), errors='replace') as text:
-            configuration = re.sub(r'(^|\s)#.*', '', text.read(1 << 20))
+    for path in [word for word in arguments if word and not word.startswith('-')][:1]:
+        with contextlib.suppress(FileNotFoundError):
+            with open(seen_by_process(path), errors='replace') as text:
+                configuration = re.sub(r'(^|\s)#.*', '', text.read(1 << 20))
 
     def values(key: str, variable: str) -> List[str]:
         if environment.get(variable):
@@ -1383,6 +1356,14 @@ def registry_settings(process: str, command: Sequence[str]) -> Tuple[List[str], 
     return ([seen_by_process(root) + '/docker/registry/v2'
              for root in roots or ['/var/lib/registry']],
             bool(values('remoteurl', 'REGISTRY_PROXY_REMOTEURL')))
+
+
+def is_folder(path: str, folder: str) -> bool:
+    """Tell whether `path` is this very folder, by device and inode.  Raises OSError."""
+    try:
+        return os.path.samefile(path, folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 # -- The cleaner: request, scan, plan, apply ------------------------------------------------------
@@ -1488,7 +1469,7 @@ class RegistryCleaner:
         if self.dry_run or not (plan.references or plan.blobs or plan.folders or not new):
             return plan
         self.removing = True  # from here on an interruption leaves the rest to the next run
-        if new:
+        if new and (plan.references or plan.blobs):
             journal.write(plan)
         remover = Remover(self.v2, self.workers, lambda: bool(self.interrupted))
         plan = remover.apply(plan)
@@ -1511,13 +1492,15 @@ def plan_request(store: Store, request: Request, finished: Iterable[Reference] =
     repositories = store.read_repositories(names if request.garbage else sorted(wishes))
     refuse_missing(store, request.images, found, repositories, finished)
 
-    plan = Plan([], {}, [], {}, {}, ["Nothing matches '{}'".format(image) for image in found
-                                     if not matches(image, found[image], repositories)])
+    plan = Plan([], {}, [], [], {}, [])
+    unmatched = set(found)
     unlinked: Set[str] = set()  # blobs that lose a link
     used: Set[str] = set()  # blobs that these repositories still need
     for name, repository in repositories.items():
         wish = wishes.get(name, request._replace(images=()))
         graph = make_graph(repository)
+        unmatched -= {image for image in wish.images + wish.excluded
+                      if matches(image, repository, graph)}
         if (wish.untagged and wish.images and repository.manifests
                 and repository.tags.keys() <= graph.referrer_tags):
             plan.warnings.append(
@@ -1528,16 +1511,16 @@ def plan_request(store: Store, request: Request, finished: Iterable[Reference] =
         lost = existing(store, decide(repository, graph, wish, time.time()), request.garbage)
         plan.references.extend(lost)
         plan.warnings.extend(unknown_layers(repository, lost))
-        plan.signed.update((signature, digest) for _, _, digest, _ in lost
-                           for signature in repository.signatures.get(digest, ()))
+        plan.signatures.extend(signature for _, _, digest, _ in lost
+                               for signature in repository.signatures.get(digest, ()))
         plan.staying[name] = repository.revisions.keys() - {digest for _, _, digest, _ in lost}
         unlinked |= blobs_of(repository, lost)
         if request.garbage:
             used |= blobs_kept(repository, lost)
 
     store.gone.update(path for reference in plan.references for path in store.paths(reference))
-    blobs = unlinked.union(plan.signed)
-    linked = store.linked(blobs, plan.signed)
+    blobs = unlinked.union(plan.signatures)
+    linked = store.linked(blobs, plan.signatures)
     if request.garbage:
         blobs = set(store.stored_blobs())
         if blobs and not used and not unlinked:
@@ -1545,6 +1528,8 @@ def plan_request(store: Store, request: Request, finished: Iterable[Reference] =
                 "'{}' holds blobs, but no repository in '{}' links to any: is a disk not mounted? "
                 'Nothing was deleted. If they are really garbage, delete the folders in {} by hand'
                 .format(store.blobs, store.repositories, store.blobs))
+    plan.warnings.extend("Nothing matches '{}'".format(image) for image in found
+                         if image in unmatched and (image.pattern or image in request.excluded))
     return with_blobs(store, plan, sorted(blobs - linked - used), request.prune)
 
 
@@ -1570,7 +1555,7 @@ def existing(store: Store, lost: List[Reference], garbage: bool) -> List[Referen
     """Return `lost` without layer links that are none: for `garbage`, those are leftovers."""
     layers = [reference for reference in lost if reference.kind == 'layer']
     linkless = {layer for layer, linked in zip(layers, store.each(
-        lambda layer: store.has_link(store.layer(layer.repository, layer.name)), layers))
+        lambda layer: store.has_link(store.path(*layer)), layers))
         if not linked}
     leftovers = [Reference('leftover', layer.repository, '_layers/' + layer.name.replace(':', '/'))
                  for layer in sorted(linkless) if garbage]
@@ -1584,7 +1569,7 @@ def plan_rest(store: Store, unfinished: Plan, pushed_again: AbstractSet[Referenc
     """
     names = store.repository_names()
     refuse_unsafe_ground(store, names)
-    plan = Plan([], {}, [], unfinished.signed, {})
+    plan = Plan([], {}, [], unfinished.signatures, {})
     planned: Dict[str, List[Reference]] = {}
     for reference in unfinished.references:
         planned.setdefault(reference.repository, []).append(reference)
@@ -1595,17 +1580,17 @@ def plan_rest(store: Store, unfinished: Plan, pushed_again: AbstractSet[Referenc
             known = {reference.name for reference in references if reference.kind == 'layer'}
             repository = repository._replace(layers={
                 digest: blob for digest, blob in repository.layers.items()
-                if digest in known or store.has_link(store.layer(name, digest))})
+                if digest in known or store.has_link(store.path('layer', name, digest))})
             references = [reference for reference in what_still_goes(
                 repository, references, pushed_again) if reference.kind != 'leftover'
-                or not store.has_link(store.leftover(name, reference.name))]
+                or not store.has_link(store.path(*reference))]
             plan.staying[name] = repository.revisions.keys() - {
                 reference.name for reference in references}
         plan.references.extend(reference for reference in references if any(
-            map(os.path.lexists, store.paths(reference) + [store.repository(name)]
+            map(os.path.lexists, store.paths(reference) + [store.path('repository', name)]
                 if reference.kind == 'repository' else store.paths(reference))))
     store.gone.update(path for reference in plan.references for path in store.paths(reference))
-    blobs = unfinished.blobs.keys() - store.linked(unfinished.blobs, plan.signed)
+    blobs = unfinished.blobs.keys() - store.linked(unfinished.blobs, plan.signatures)
     return with_blobs(store, plan, sorted(blobs), False)
 
 
@@ -1619,7 +1604,7 @@ def with_blobs(store: Store, plan: Plan, blobs: List[str], prune: bool) -> Plan:
     refuse_other_names(store)
     return plan._replace(
         references=sorted(plan.references, key=lambda reference: KINDS.index(reference.kind)),
-        signed={blob: plan.signed[blob] for blob in plan.blobs if blob in plan.signed},
+        signatures=[blob for blob in plan.signatures if blob in plan.blobs],
         folders=store.empty_folders() if prune else [])
 
 
@@ -1643,8 +1628,8 @@ def refuse_unsafe_ground(store: Store, names: Iterable[str]) -> None:
             'what is in use. Delete images with that registry (GitLab) instead'.format(mark))
     if not store.holds_a_blob():
         for name in names:
-            if any(store.has_link(store.manifest(name, digest))
-                   for digest in store.digests(store.revisions(name))):
+            if any(store.has_link(store.path('manifest', name, digest))
+                   for digest in store.digests(store.path('revisions', name))):
                 raise RegistryCleanerError(
                     "Repository '{}' has images, but '{}' holds no blob at all: is a disk not "
                     'mounted? Nothing was deleted. If the blobs are really lost, delete the '
@@ -1659,11 +1644,10 @@ def matching_repositories(image: Image, names: List[str]) -> List[str]:
     return found
 
 
-def matches(image: Image, found: Iterable[str], repositories: Mapping[str, Repository]) -> bool:
-    """Tell whether `image` names anything in the repositories `found`, as far as they were read."""
-    return any(name not in repositories or not (
-        image.tag and not matching(image.tag, repositories[name].tags)
-        or image.digest and image.digest not in repositories[name].manifests) for name in found)
+def matches(image: Image, repository: Repository, graph: Graph) -> bool:
+    """Tell whether `image` names anything in `repository`, which its name selects."""
+    return bool(image.digest in repository.manifests if image.digest else
+                selected_tags(repository, graph, image) if image.tag else True)
 
 
 def refuse_missing(store: Store, images: Iterable[Image], found: Mapping[Image, List[str]],
@@ -1674,15 +1658,16 @@ def refuse_missing(store: Store, images: Iterable[Image], found: Mapping[Image, 
     for image in images:
         name = found[image][0] if found[image] else image.name
         part = image.tag or image.digest or ''
-        if image.pattern or matches(image, found[image], repositories) or (
-                (name, part) in gone or (name, '') in gone):
+        there = repositories.get(name)
+        if image.pattern or (name, part) in gone or (name, '') in gone or there and (
+                not part or part in there.tags or part in there.manifests):
             continue
         what = "No repository '{}'".format(name)
-        if found[image]:
+        if there:
             what += " {} '{}'".format('tag' if image.tag else 'manifest', part)
         shorter = image.name.partition('/')[2]
         hint = ". Did you mean '{}'?".format(shorter) if (
-            not found[image] and shorter in store.repository_names()) else ''
+            not there and shorter in store.repository_names()) else ''
         missing.append('{} found in repositories directory {}{}'.format(
             what, store.repositories, hint))
     if missing:
@@ -1754,7 +1739,8 @@ def list_images(store: Store, request: Request) -> Listing:
     links: Dict[str, int] = {}  # blob -> how many links to it there are
     for name, repository in repositories.items():
         layers = list(repository.layers)
-        linked = store.each(lambda digest: store.has_link(store.layer(name, digest)), layers)
+        linked = store.each(
+            lambda digest: store.has_link(store.path('layer', name, digest)), layers)
         repositories[name] = repository._replace(layers={
             digest: repository.layers[digest] for digest, there in zip(layers, linked) if there})
         for blob in all_links(repositories[name]):
@@ -1771,8 +1757,7 @@ def list_images(store: Store, request: Request) -> Listing:
         'blobs': len(sizes), 'size': sum(sizes.values()),
         'untagged': freed_by(store, everything),
         'garbage': freed_by(store, Request(garbage=True))}
-    return Listing(rows, totals, ["Nothing matches '{}'".format(image) for image in found
-                                  if names and not matches(image, found[image], repositories)])
+    return Listing(rows, totals, [] if rows or not names else ['Nothing matches'])
 
 
 def all_links(repository: Repository) -> List[str]:
@@ -1801,35 +1786,32 @@ def list_tags(repository: Repository, wish: Request, sizes: Mapping[str, int],
     """
     graph, now = make_graph(repository), time.time()
     needs = make_graph(repository, referrers=False).edges
-    tags: Set[str] = chosen_tags(repository, graph, wish, now)
+    tags = chosen_tags(repository, graph, wish, now)
     if any(not (image.tag or image.digest) for image in wish.images):
         tags = set(repository.tags)
     for image in wish.excluded:
-        tags -= selected_tags(repository, graph, image) if image.tag else (
-            set() if image.digest else tags)
-    unknown = {digest for digest in repository.manifests if repository.manifests[digest].fault}
+        tags -= selected_tags(repository, graph, image) if image.tag or image.digest else tags
+    unknown = {digest for digest, manifest in repository.manifests.items() if manifest.fault}
+    unknown.update(tag_node(tag) for tag in repository.tags if repository.tags[tag].fault)
+    in_use = any(written > now - UPLOAD_AGE for written in repository.uploads.values())
     for tag in sorted(tags):
         current = repository.tags[tag]
-        reached = reach([tag_node(tag)], graph.edges) - {tag_node(tag)} if current.digest else ()
+        reached = reach([tag_node(tag)], graph.edges) if current.digest else ()
         blobs = {blob for digest in reached if digest in repository.manifests
                  for blob in (repository.revisions.get(digest, digest),
                               *repository.manifests[digest].names)}
-        lost = lose(repository, graph, {tag_node(tag)}, what_goes_with(repository, graph, [tag]))
-        gone = all_links(repository) if (
-            len(lost.nodes) == len(graph.edges)
-            and all(written <= now - UPLOAD_AGE for written in repository.uploads.values())
-        ) else all_links(repository._replace(
-            layers={digest: repository.layers[digest] for digest in lost.layers},
-            revisions={digest: repository.revisions[digest] for digest in lost.nodes
-                       if digest in repository.revisions}))
+        lost, layers = lose(repository, graph, {tag_node(tag)},
+                            what_goes_with(repository, graph, [tag]))
+        gone = repository if len(lost) == len(graph.edges) and not in_use else repository._replace(
+            layers={digest: repository.layers[digest] for digest in layers},
+            revisions={digest: repository.revisions[digest] for digest in lost
+                       if digest in repository.revisions})
         counts: Dict[str, int] = {}
-        for blob in gone:
+        for blob in all_links(gone) if unknown <= lost else ():  # else deleting it is refused
             counts[blob] = counts.get(blob, 0) + 1
-        refused = not unknown <= lost.nodes
         yield Row(repository.name, tag, current.digest, current.pushed,
                   sum(sizes.get(blob, 0) for blob in blobs),
-                  0 if refused else sum(sizes.get(blob, 0) for blob, number in counts.items()
-                                        if number == links[blob]),
+                  sum(sizes.get(blob, 0) for blob in counts if counts[blob] == links[blob]),
                   damage(repository, tag, needs, sizes))
 
 
