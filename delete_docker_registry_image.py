@@ -24,14 +24,13 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import stat
 import sys
 import threading
 import time
-from typing import (AbstractSet, Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple,
-                    Optional, Sequence, Set, Tuple, TypeVar)
+from typing import (IO, AbstractSet, Any, Callable, Dict, Iterable, Iterator, List, Mapping,
+                    NamedTuple, Optional, Sequence, Set, Tuple, TypeVar)
 
 __version__ = '1.0.0'
 
@@ -44,7 +43,7 @@ JOURNAL_VERSION = 1
 UPLOAD_AGE = 24 * 3600  # seconds without a write after which an upload counts as given up
 SLOW_LISTING = 0.001  # seconds that listing a folder takes on storage that wants parallel work
 JOBS = 32  # operations at once on such storage
-LISTING_CALLS = 5  # what listing a folder costs: open, fstat, getdents twice, close
+LISTING_COST = 48  # listing a folder of links costs about as much as looking for so many names
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -156,6 +155,10 @@ MANIFEST_TYPES = frozenset((
 ))
 
 
+# Numbers mean nothing here, and reading a huge integer would take quadratic time.
+JSON = json.JSONDecoder(parse_int=float)
+
+
 class Manifest(NamedTuple):
     """What one manifest names: nothing if it is missing, nobody knows what if it is unreadable."""
 
@@ -197,12 +200,13 @@ def part(document: Dict[str, Any], key: str, kind: type) -> Any:
     return value
 
 
-def digest_in(descriptor: Dict[str, Any], key: str = 'digest') -> str:
-    """Return the digest of a descriptor.  Raises ValueError for one outside the grammar."""
-    digest = descriptor.get(key)
-    if not isinstance(digest, str) or not is_digest(digest):
-        raise ValueError('no valid digest')
-    return digest
+def digests_in(descriptors: Iterable[Dict[str, Any]], key: str = 'digest') -> Tuple[str, ...]:
+    """Return the digests of descriptors.  Raises ValueError for one outside the grammar."""
+    digests: Tuple[Any, ...] = tuple([descriptor.get(key) for descriptor in descriptors])
+    for digest in digests:
+        if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+            raise ValueError('no valid digest')
+    return digests
 
 
 def parse_manifest(digest: str, content: Optional[bytes]) -> Manifest:
@@ -218,9 +222,7 @@ def parse_manifest(digest: str, content: Optional[bytes]) -> Manifest:
     if getattr(hashlib, algorithm)(content).hexdigest() != name:
         return Manifest(fault='its content does not match its digest')
     try:
-        # Numbers mean nothing here, and reading a huge integer would take quadratic time.
-        document = json.loads(content.decode('utf-8', 'replace'), parse_int=float)
-        return Manifest(**parse_document(plain(document)))
+        return Manifest(**parse_document(plain(JSON.decode(content.decode('utf-8', 'replace')))))
     except (ValueError, RecursionError) as error:
         return Manifest(fault='it is no valid manifest ({})'.format(error))
 
@@ -231,17 +233,16 @@ def parse_document(document: Dict[str, Any]) -> Dict[str, Any]:
     if not kind:
         raise ValueError('it has none of the keys of a manifest')
     layers, blobs, old_layers, entries = (
-        [plain(item) for item in part(document, key, list) or ()]
+        [item if type(item) is dict and USUAL_KEYS.issuperset(item) else plain(item)
+         for item in part(document, key, list) or ()]
         for key in ('layers', 'blobs', 'fsLayers', 'manifests'))
-    config, subject = part(document, 'config', dict), part(document, 'subject', dict)
-    return {'blobs': (*map(digest_in, layers + blobs),
-                      *(digest_in(layer, 'blobSum') for layer in old_layers),
-                      *([] if config is None else [digest_in(plain(config))])),
-            'children': tuple(map(digest_in, entries)),
-            'typed': tuple(digest_in(entry) for entry in entries
-                           if part(entry, 'mediaType', str) in MANIFEST_TYPES),
-            'foreign': tuple(digest_in(layer) for layer in layers if part(layer, 'urls', list)),
-            'subject': None if subject is None else digest_in(plain(subject)),
+    config, subject = ([plain(item) for item in (part(document, key, dict),) if item is not None]
+                       for key in ('config', 'subject'))
+    typed = [entry for entry in entries if part(entry, 'mediaType', str) in MANIFEST_TYPES]
+    foreign = [layer for layer in layers if 'urls' in layer and part(layer, 'urls', list)]
+    return {'blobs': digests_in(layers + blobs + config) + digests_in(old_layers, 'blobSum'),
+            'children': digests_in(entries), 'typed': digests_in(typed),
+            'foreign': digests_in(foreign), 'subject': (digests_in(subject) or (None,))[0],
             'kind': ' '.join(sorted(kind))}
 
 
@@ -286,20 +287,23 @@ class Workers:
         self._pool: Any = None
 
     def each(self, function: Callable[[Item], Result], items: Sequence[Item],
-             step: Callable[[], str] = str) -> Iterator[Result]:
-        """Yield function(item) for each of `items`, in their order."""
+             step: Optional[Callable[[], str]] = None) -> Iterator[Result]:
+        """Yield function(item) for each of `items`, in their order; `step` says what it does."""
         times = sorted(self.listing_times)
         jobs = self.jobs or (JOBS if times and times[len(times) // 2] > SLOW_LISTING else 1)
-        if threading.current_thread() is not threading.main_thread():
-            yield from map(function, items)
-            return
-        if jobs > 1 and not self._pool:
-            # Not at the top: it takes longer to import than most runs last.
-            from concurrent.futures import ThreadPoolExecutor
-            self._pool = ThreadPoolExecutor(jobs)
-        for done, result in enumerate((self._pool.map if jobs > 1 else map)(function, items)):
-            if step():
-                self.progress(step(), done + 1, len(items))
+        results = map(function, items)
+        if jobs > 1 and threading.current_thread() is threading.main_thread():
+            if not self._pool:
+                # Not at the top: it takes longer to import than most runs last.
+                from concurrent.futures import ThreadPoolExecutor
+                self._pool = ThreadPoolExecutor(jobs)
+            results = self._pool.map(function, items)
+        return self._watched(results, len(items), step) if step else results
+
+    def _watched(self, results: Iterable[Result], total: int,
+                 step: Callable[[], str]) -> Iterator[Result]:
+        for done, result in enumerate(results):
+            self.progress(step(), done + 1, total)
             yield result
 
 
@@ -309,9 +313,10 @@ PLACES = {
     'tag': '{0}/_manifests/tags/{1}', 'entry': '{0}/_manifests/tags/{2}/index/{1}',
     'revisions': '{0}/_manifests/revisions', 'index': '{0}/_manifests/revisions/{1}',
     'manifest': '{0}/_manifests/revisions/{1}', 'layers': '{0}/_layers',
-    'layer': '{0}/_layers/{1}', 'uploads': '{0}/_uploads', 'upload': '{0}/_uploads/{1}',
+    'layer': '{0}/_layers/{1}', 'alias': '{0}/_layers/{1}', 'uploads': '{0}/_uploads',
+    'upload': '{0}/_uploads/{1}',
     'leftover': '{0}/{1}'}
-DIGEST_KINDS = ('entry', 'index', 'manifest', 'layer')  # their name is a digest
+DIGEST_KINDS = ('entry', 'index', 'manifest', 'alias', 'layer')  # their name is a digest
 
 
 class Store:
@@ -388,15 +393,21 @@ class Store:
                       if entry.is_dir() or entry.is_symlink() and not os.path.exists(entry.path))
 
     def digests(self, path: str) -> List[str]:
-        """Return the digests that the folders `path`/<alg>/<hex> stand for, sorted."""
+        """Return the digests that the folders `path`/<alg>/<hex> stand for, in any order."""
         return [algorithm + ':' + name for algorithm in self.folders(path)
-                for name in self.hex_names(path, algorithm)]
+                for name in self.hex_names(path + '/' + algorithm, algorithm)]
 
-    def hex_names(self, path: str, algorithm: str) -> List[str]:
-        """Return the names in the folder `path`/`algorithm` that make digests, sorted."""
-        is_hex = HEX[algorithm].fullmatch if algorithm in HEX else re.compile('(?!)').fullmatch
-        return sorted([entry.name for entry in self.entries(path + '/' + algorithm)
-                       if is_hex(entry.name)])
+    def hex_names(self, folder: str, algorithm: str) -> List[str]:
+        """Return the names in `folder` that make digests of `algorithm`, in any order."""
+        if algorithm not in HEX or folder in self.gone:
+            return []
+        try:
+            names = list(filter(HEX[algorithm].fullmatch, os.listdir(folder)))
+        except FileNotFoundError:
+            self.require_missing(folder)
+            return []
+        return [name for name in names if folder + '/' + name not in self.gone
+                ] if self.gone else names
 
     def status(self, path: str) -> Optional[os.stat_result]:
         """Return the status of `path`, None if missing; take note when it is a symbolic link."""
@@ -418,7 +429,8 @@ class Store:
     def has_link(self, folder: str) -> bool:
         """Tell whether `folder`, which lies in a folder that is there, is and holds a link."""
         try:
-            os.lstat(folder)
+            if stat.S_ISLNK(os.lstat(folder).st_mode):
+                self.links[folder] = os.path.realpath(folder)
         except FileNotFoundError:
             return False
         return self.exists(folder + '/link')
@@ -501,11 +513,11 @@ class Store:
         try:
             self.status(folder + '/current')
             status = self.status(folder + '/current/link')
+            digest = self.read_link(folder + '/current') if status else None
             entries = tuple(self.digests(folder + '/index'))
-            return Tag(self.read_link(folder + '/current') if status else None,
-                       tuple(digest for digest in entries
-                             if self.exists(self.path('entry', name, digest, tag) + '/link')),
-                       entries, status.st_mtime if status else None)
+            return Tag(digest, tuple(entry for entry in entries if entry == digest or self.exists(
+                self.path('entry', name, entry, tag) + '/link')),
+                entries, status.st_mtime if status else None)
         except OSError as error:
             return Tag(None, fault=cannot_read(error))
 
@@ -540,10 +552,13 @@ class Store:
                 if manifest.kind:
                     manifests[digest] = manifest
                     todo.update(manifest.typed)
-        signatures = {
-            digest: tuple(self.digests(self.path('manifest', name, digest) + '/signatures'))
-            for digest in revisions if 'fsLayers' in manifests[digest].kind
-            or manifests[digest].kind in ('', 'unknown')}
+        signatures = {}
+        for digest in revisions:
+            if 'fsLayers' in manifests[digest].kind or manifests[digest].kind in ('', 'unknown'):
+                folder = self.path('manifest', name, digest) + '/signatures/'
+                signatures[digest] = tuple(
+                    signature for signature in self.digests(folder[:-1])
+                    if self.exists(folder + signature.replace(':', '/') + '/link'))
         uploads = {upload: self.last_write(self.path('upload', name, upload))
                    for upload in self.folders(self.path('uploads', name))}
         return Repository(name, tags, revisions, layers, manifests, signatures, uploads, tuple(
@@ -565,32 +580,39 @@ class Store:
         `signatures` are those that may be signatures of a manifest.  No sha256 link is opened, and
         a folder is listed where that is fewer calls than looking for each blob.
         """
-        for top in (self.path('layers', name), self.path('revisions', name)):
+        shares_manifest = False
+        for kind in ('layers', 'revisions'):
+            top = self.path(kind, name)
             for algorithm in self.folders(top):
                 named = algorithm == 'sha256'  # its links are named after their blobs
-                if named and len(blobs) <= LISTING_CALLS:
-                    found = [blob for blob in blobs if blob.startswith('sha256:')]
+                if name in self._read:
+                    found: AbstractSet[str] = getattr(self._read[name], kind).keys()
+                elif named and len(blobs) <= LISTING_COST:
+                    found = {blob for blob in blobs if blob.startswith('sha256:')}
                 else:
-                    found = [algorithm + ':' + name for name in self.hex_names(top, algorithm)]
-                for digest in found:
-                    if (digest in blobs or not named) and self.has_link(
-                            top + '/' + digest.replace(':', '/')):
+                    found = {algorithm + ':' + name for name in os.listdir(top + '/' + algorithm)}
+                for digest in blobs & found if named else filter(is_digest, found):
+                    folder = top + '/' + digest.replace(':', '/')
+                    if digest.startswith(algorithm) and self.has_link(folder):
+                        shares_manifest = shares_manifest or kind == 'revisions'
                         yield self.target(top, digest)
+        if shares_manifest and name not in self._read:
+            # A tool that makes links of equal files makes one of the tag of the same manifest too.
+            for tag in self.folders(self.path('tags', name)):
+                self.status(self.path('tag', name, tag) + '/current/link')
         for digest in self.digests(self.path('revisions', name)) if signatures else ():
-            for blob in signatures:
-                if self.has_link('{}/signatures/{}'.format(
-                        self.path('manifest', name, digest), blob.replace(':', '/'))):
+            folder = self.path('manifest', name, digest)
+            for blob in signatures if self.has_link(folder) else ():
+                if self.has_link(folder + '/signatures/' + blob.replace(':', '/')):
                     yield blob
 
     def linked(self, blobs: Iterable[str], signatures: Iterable[str]) -> Set[str]:
         """Return those of `blobs` that any repository has a link to."""
-        left, linked = set(blobs), set()  # type: Tuple[Set[str], Set[str]]
-        for name in self.repository_names():
-            found = left.intersection(
-                self.links_to(name, left, left.intersection(signatures))) if left else set()
-            linked |= found
-            left -= found
-        return linked
+        sought = frozenset(blobs)
+        marked = sought.intersection(signatures)
+        names = self.repository_names() if sought else []
+        return set().union(*self.each(
+            lambda name: sought.intersection(list(self.links_to(name, sought, marked))), names))
 
     def holds_a_blob(self) -> bool:
         """Tell whether any blob is stored at all."""
@@ -600,16 +622,13 @@ class Store:
                    for name in self.folders('/'.join((self.blobs, algorithm, prefix))))
 
     def stored_blobs(self) -> List[str]:
-        """Return the digests of all blobs, sorted."""
-        folders = ['{}/{}/{}'.format(self.blobs, algorithm, prefix)
-                   for algorithm in self.folders(self.blobs)
+        """Return the digests of all blobs, in any order."""
+        folders = [(algorithm, prefix) for algorithm in self.folders(self.blobs)
                    for prefix in self.folders(self.blobs + '/' + algorithm)]
-        found = []
-        for folder, entries in zip(folders, self.each(self.entries, folders)):
-            algorithm, prefix = folder.split('/')[-2:]
-            found += [algorithm + ':' + entry.name for entry in entries
-                      if entry.name.startswith(prefix)]
-        return sorted(filter(is_digest, found))
+        names = self.each(lambda folder: self.hex_names(
+            self.blobs + '/' + '/'.join(folder), folder[0]), folders)
+        return [algorithm + ':' + name for (algorithm, prefix), found in zip(folders, names)
+                for name in found if name.startswith(prefix)]
 
     def size(self, digest: str) -> Optional[int]:
         """Return the bytes that removing the blob frees, None when it is not stored."""
@@ -673,8 +692,10 @@ class Reference(NamedTuple):
 
 
 # In the order of removal, which keeps every tag that resolves complete at every moment.
-# An index goes before the manifests, its children among them.  A leftover is a folder without link.
-KINDS = ('tag', 'entry', 'index', 'manifest', 'layer', 'leftover', 'upload', 'repository')
+# An index goes before the manifests, its children among them; an alias, a layer link under another
+# algorithm, before the sha256 link that it needs.  A leftover is a folder that has lost its link.
+KINDS = ('tag', 'entry', 'index', 'manifest', 'alias', 'layer', 'leftover', 'upload', 'repository')
+LAYERS = ('alias', 'layer')
 STAMPED = ('tag', 'index', 'manifest')  # what a push writes anew
 
 
@@ -714,7 +735,7 @@ class Graph(NamedTuple):
     edges: Dict[str, List[str]]
     reached_by: Dict[str, List[str]]  # the same edges backwards
     referrer_tags: AbstractSet[str]
-    users: Dict[str, int]  # layer link -> how many tags and manifests need it
+    users: Dict[str, int]  # layer link -> how many manifests need it
 
 
 def make_graph(repository: Repository, referrers: bool = True) -> Graph:
@@ -766,16 +787,14 @@ def referrer_tags(repository: Repository, edges: Mapping[str, Iterable[str]]) ->
 
 
 def layers_of(repository: Repository, node: str) -> Set[str]:
-    """Return the layer links that a tag or a manifest needs.
+    """Return the layer links that a manifest needs; a tag needs none itself.
 
     A layer pushed under another algorithm has a second link, under its sha256, that no manifest
     names: it is needed as long as the first one is.
     """
     if node.startswith(':'):
-        named = {repository.tags[node[1:]].digest or ''}
-    else:
-        named = {node, *repository.manifests[node].names}
-    links = repository.layers.keys() & named
+        return set()
+    links = repository.layers.keys() & {node, *repository.manifests[node].names}
     return links.union([repository.layers[digest] for digest in links])
 
 
@@ -892,15 +911,18 @@ def decide(repository: Repository, graph: Graph, wish: Request, now: float) -> L
     """
     name, tags, manifests = repository.name, repository.tags, repository.manifests
     if any(not (image.tag or image.digest) for image in wish.excluded):
+        require_readable(repository, (), manifests if wish.garbage else ())
         return []
     bare = any(not (image.tag or image.digest) for image in wish.images)
     spared = {tag_node(tag) for image in wish.excluded
               for tag in selected_tags(repository, graph, image)}
     spared.update(image.digest for image in wish.excluded if image.digest in manifests)
     whole = bare and not wish.untagged and not spared
-    digests = {image.digest for image in wish.images if image.digest} - reach(spared, graph.edges)
-    chosen = tags.keys() if bare and not wish.untagged else chosen_tags(
-        repository, graph, wish, now)
+    digests = {image.digest for image in wish.images if image.digest in manifests}
+    digests -= reach(spared, graph.edges)
+    chosen = chosen_tags(repository, graph, wish, now)
+    if bare and not wish.untagged:
+        chosen.update(tags if whole else tags.keys() - graph.referrer_tags)
     named = {tag_node(tag) for tag in tags if tag in chosen or tags[tag].digest in digests}
     named = (named | digests) - spared
     touched = (reach(manifests, graph.edges) if bare else
@@ -922,13 +944,14 @@ def decide(repository: Repository, graph: Graph, wish: Request, now: float) -> L
         layers.update(repository.layers.keys() - graph.users.keys())
     return ([Reference('tag', name, tag) for tag in sorted(tags.keys() - kept_tags)]
             + [Reference('entry', name, digest, tag) for tag in kept_tags
-               for digest in tags[tag].entries
+               for digest in sorted(tags[tag].entries)
                if digest in lost or wish.garbage and digest not in manifests]
             + [Reference('index' if manifests[digest].children else 'manifest', name, digest)
                for digest in parents_first(manifests.keys() & lost, manifests)
                if digest in repository.revisions]
-            + [Reference('layer', name, digest) for digest in sorted(layers)]
-            + [Reference('leftover', name, folder) for folder in repository.leftovers
+            + [Reference('layer' if digest.startswith('sha256:') else 'alias', name, digest)
+               for digest in sorted(layers)]
+            + [Reference('leftover', name, folder) for folder in sorted(repository.leftovers)
                if wish.garbage and not gone]
             + [Reference('upload', name, upload) for upload in sorted(old_uploads)
                if wish.garbage or gone]
@@ -952,8 +975,8 @@ def what_still_goes(repository: Repository, planned: List[Reference],
     kept = repository.manifests.keys() - lost
     require_readable(repository, kept_tags, kept)
     stay = {'tag': set(kept_tags), 'index': kept, 'manifest': kept, 'entry': kept,
-            'layer': graph.users.keys() - layers}
-    if (kept_tags or kept or repository.layers.keys() - going['layer']
+            **dict.fromkeys(LAYERS, graph.users.keys() - layers)}
+    if (kept_tags or kept or repository.layers.keys() - going['layer'] - going['alias']
             or repository.uploads.keys() - going['upload']):
         stay['repository'] = {''}
     return [reference for reference in planned if reference not in changed
@@ -1102,25 +1125,27 @@ class Journal:
                   'signatures': plan.signatures,
                   'references': [[*reference, self.stamp(reference) if reference.kind in STAMPED
                                   else None] for reference in plan.references]}
+        data = json.dumps(record).encode('ascii') + b'\n'
         before = None
         try:
-            with open(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW,
-                              0o600), 'ab') as file:
-                before = file.tell()
-                file.write(json.dumps(record).encode('ascii') + b'\n')
-                file.flush()
-                os.fsync(file.fileno())
+            descriptor = os.open(
+                self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+            try:
+                before = os.fstat(descriptor).st_size
+                while data:
+                    data = data[os.write(descriptor, data):]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
             sync([self.store.v2])
         except OSError as error:
+            if before is not None:  # the next run must not finish what this one did not begin
+                remove(self.path) if before == 0 else os.truncate(self.path, before)
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise RegistryCleanerError("Cannot write the journal '{}': {}. Nothing was deleted"
                                            .format(self.path, error.strerror))
             log.warning("No space left for the journal '%s': going on without. Should this run be "
                         'interrupted, the next one cannot finish it', self.path)
-            if before == 0:
-                remove(self.path)
-            elif before:
-                os.truncate(self.path, before)
 
 
 def is_reference(reference: Reference) -> bool:
@@ -1131,7 +1156,7 @@ def is_reference(reference: Reference) -> bool:
     parts = repository.split('/') + {'tag': [name], 'upload': [name], 'entry': [tag]}.get(kind, [])
     return (all(part not in ('', '.', '..') and '/' not in part and '\0' not in part
                 for part in parts)
-            and (is_digest(name) if kind in ('entry', 'index', 'manifest', 'layer') else True)
+            and (is_digest(name) if kind in DIGEST_KINDS else True)
             and (LEFTOVER.fullmatch(name) is not None if kind == 'leftover' else True)
             and (kind != 'repository' or not name))
 
@@ -1178,12 +1203,15 @@ class Remover:
         done: List[Reference] = []
         spared: Set[Reference] = set()
         for kind in KINDS:
-            if kind == 'layer':
+            if kind == 'alias':
                 spared = self.needed_by_newcomers(plan)
             # Parallel work would not keep the order of indexes inside a repository.
             done += self.remove_references([
                 reference for reference in by_kind[kind] if reference not in spared],
                 together=kind == 'index')
+        emptied = [store.path(*reference) for reference in done if reference.kind == 'repository']
+        for folder in sorted(emptied, reverse=True):  # one may lie in another
+            self.account(self.attempt(lambda: remove_empty(folder)))
         sync({os.path.dirname(path) for reference in done for path in store.paths(reference)})
         try:
             linked = store.linked(plan.blobs, plan.signatures)
@@ -1219,8 +1247,6 @@ class Remover:
         def function() -> bool:
             for path in self.store.paths(reference):
                 remove(path)
-            if reference.kind == 'repository':
-                remove_empty(self.store.path('repository', reference.repository))
             return True
         return self.attempt(function, reference.repository)
 
@@ -1475,7 +1501,10 @@ class RegistryCleaner:
         plan = remover.apply(plan)
         self.complete = self.complete and remover.complete
         if self.complete:
-            remover.account(remover.attempt(lambda: remove(journal.path)))
+            try:
+                remove(journal.path)
+            except OSError as error:
+                remover.account(error)
         self.removing = False
         return plan
 
@@ -1493,14 +1522,14 @@ def plan_request(store: Store, request: Request, finished: Iterable[Reference] =
     refuse_missing(store, request.images, found, repositories, finished)
 
     plan = Plan([], {}, [], [], {}, [])
-    unmatched = set(found)
+    refusals: List[str] = []
+    graphs = {name: make_graph(repository) for name, repository in repositories.items()}
+    plan.warnings.extend(unmatched(request, found, repositories, graphs))
     unlinked: Set[str] = set()  # blobs that lose a link
     used: Set[str] = set()  # blobs that these repositories still need
     for name, repository in repositories.items():
-        wish = wishes.get(name, request._replace(images=()))
-        graph = make_graph(repository)
-        unmatched -= {image for image in wish.images + wish.excluded
-                      if matches(image, repository, graph)}
+        wish = wishes.get(name, request._replace(images=(), excluded=()))
+        graph = graphs[name]
         if (wish.untagged and wish.images and repository.manifests
                 and repository.tags.keys() <= graph.referrer_tags):
             plan.warnings.append(
@@ -1508,7 +1537,11 @@ def plan_request(store: Store, request: Request, finished: Iterable[Reference] =
                 'used by digest, or their tags kept in a database. To delete all of it: '
                 '{1} -i {0}'.format(name, PROGRAM))
             wish = wish._replace(images=())
-        lost = existing(store, decide(repository, graph, wish, time.time()), request.garbage)
+        try:
+            lost = existing(store, decide(repository, graph, wish, time.time()), request.garbage)
+        except RegistryCleanerError as error:
+            refusals.append(str(error))
+            continue
         plan.references.extend(lost)
         plan.warnings.extend(unknown_layers(repository, lost))
         plan.signatures.extend(signature for _, _, digest, _ in lost
@@ -1516,8 +1549,14 @@ def plan_request(store: Store, request: Request, finished: Iterable[Reference] =
         plan.staying[name] = repository.revisions.keys() - {digest for _, _, digest, _ in lost}
         unlinked |= blobs_of(repository, lost)
         if request.garbage:
-            used |= blobs_kept(repository, lost)
+            unused = [Reference('layer', name, digest) for digest in sorted(
+                repository.layers.keys() - graph.users.keys())] if not lost else []
+            used |= blobs_kept(repository, lost or [
+                reference for reference in existing(store, unused, True)
+                if reference.kind == 'leftover'])
 
+    if refusals:
+        raise RegistryCleanerError('\n'.join(refusals))
     store.gone.update(path for reference in plan.references for path in store.paths(reference))
     blobs = unlinked.union(plan.signatures)
     linked = store.linked(blobs, plan.signatures)
@@ -1528,8 +1567,6 @@ def plan_request(store: Store, request: Request, finished: Iterable[Reference] =
                 "'{}' holds blobs, but no repository in '{}' links to any: is a disk not mounted? "
                 'Nothing was deleted. If they are really garbage, delete the folders in {} by hand'
                 .format(store.blobs, store.repositories, store.blobs))
-    plan.warnings.extend("Nothing matches '{}'".format(image) for image in found
-                         if image in unmatched and (image.pattern or image in request.excluded))
     return with_blobs(store, plan, sorted(blobs - linked - used), request.prune)
 
 
@@ -1553,10 +1590,9 @@ def by_repository(request: Request, names: List[str]) -> Tuple[Dict[Image, List[
 
 def existing(store: Store, lost: List[Reference], garbage: bool) -> List[Reference]:
     """Return `lost` without layer links that are none: for `garbage`, those are leftovers."""
-    layers = [reference for reference in lost if reference.kind == 'layer']
+    layers = [reference for reference in lost if reference.kind in LAYERS]
     linkless = {layer for layer, linked in zip(layers, store.each(
-        lambda layer: store.has_link(store.path(*layer)), layers))
-        if not linked}
+        lambda layer: store.exists(store.path(*layer) + '/link'), layers)) if not linked}
     leftovers = [Reference('leftover', layer.repository, '_layers/' + layer.name.replace(':', '/'))
                  for layer in sorted(linkless) if garbage]
     return [reference for reference in lost if reference not in linkless] + leftovers
@@ -1577,7 +1613,7 @@ def plan_rest(store: Store, unfinished: Plan, pushed_again: AbstractSet[Referenc
     for name, references in planned.items():
         if name in repositories:
             repository = repositories[name]
-            known = {reference.name for reference in references if reference.kind == 'layer'}
+            known = {reference.name for reference in references if reference.kind in LAYERS}
             repository = repository._replace(layers={
                 digest: blob for digest, blob in repository.layers.items()
                 if digest in known or store.has_link(store.path('layer', name, digest))})
@@ -1644,10 +1680,21 @@ def matching_repositories(image: Image, names: List[str]) -> List[str]:
     return found
 
 
-def matches(image: Image, repository: Repository, graph: Graph) -> bool:
-    """Tell whether `image` names anything in `repository`, which its name selects."""
-    return bool(image.digest in repository.manifests if image.digest else
-                selected_tags(repository, graph, image) if image.tag else True)
+def unmatched(request: Request, found: Mapping[Image, List[str]],
+              repositories: Mapping[str, Repository], graphs: Mapping[str, Graph]) -> List[str]:
+    """Return a warning for each pattern and each exclusion that matches nothing.
+
+    Repositories that were not read, since nothing is asked of them, count as a match.
+    """
+    def matches(image: Image, name: str) -> bool:
+        if name not in repositories or not (image.tag or image.digest):
+            return True
+        return bool(image.digest in repositories[name].manifests if image.digest else
+                    selected_tags(repositories[name], graphs[name], image))
+
+    return ["Nothing matches '{}'".format(image) for image in found
+            if (image.pattern or image in request.excluded)
+            and not any(matches(image, name) for name in found[image])]
 
 
 def refuse_missing(store: Store, images: Iterable[Image], found: Mapping[Image, List[str]],
@@ -1676,9 +1723,9 @@ def refuse_missing(store: Store, images: Iterable[Image], found: Mapping[Image, 
 
 def blobs_of(repository: Repository, lost: Iterable[Reference]) -> Set[str]:
     """Return the blobs that the links in `lost` stand for."""
-    return {(repository.layers if reference.kind == 'layer' else repository.revisions)
+    return {(repository.layers if reference.kind in LAYERS else repository.revisions)
             [reference.name] for reference in lost
-            if reference.kind in ('index', 'manifest', 'layer')}
+            if reference.kind in ('index', 'manifest') + LAYERS}
 
 
 def blobs_kept(repository: Repository, lost: List[Reference]) -> Set[str]:
@@ -1688,7 +1735,8 @@ def blobs_kept(repository: Repository, lost: List[Reference]) -> Set[str]:
     if gone['repository']:
         return set()
     revisions = repository.revisions.keys() - gone['index'] - gone['manifest']
-    layers = repository.layers.keys() - gone['layer']
+    layers = repository.layers.keys() - gone['layer'] - gone['alias'] - {
+        folder.partition('/')[2].replace('/', ':') for folder in gone['leftover']}
     kept = {repository.layers[digest] for digest in layers}
     kept.update(repository.revisions[digest] for digest in revisions)
     for digest, manifest in repository.manifests.items():
@@ -1730,11 +1778,14 @@ class Listing(NamedTuple):
 def list_images(store: Store, request: Request) -> Listing:
     """Return what `request` selects: all tags if it names no image.  Changes nothing."""
     names = store.repository_names()
-    request = request._replace(images=request.images or (Image('*'),))
     found, wishes = by_repository(request, names)
     repositories = store.read_repositories(names)
-    if names:
-        refuse_missing(store, request.images, found, repositories, ())
+    refuse_missing(store, request.images, found, repositories, ())
+    try:
+        refuse_unsafe_ground(store, names)
+        refused = False
+    except RegistryCleanerError:
+        refused = True
     sizes = store.sizes(store.stored_blobs())
     links: Dict[str, int] = {}  # blob -> how many links to it there are
     for name, repository in repositories.items():
@@ -1745,9 +1796,10 @@ def list_images(store: Store, request: Request) -> Listing:
             digest: repository.layers[digest] for digest, there in zip(layers, linked) if there})
         for blob in all_links(repositories[name]):
             links[blob] = links.get(blob, 0) + 1
+    graphs = {name: make_graph(repository) for name, repository in repositories.items()}
     rows: List[Row] = []
     for name, wish in sorted(wishes.items()):
-        rows += list_tags(repositories[name], wish, sizes, links)
+        rows += list_tags(repositories[name], graphs[name], wish, sizes, {} if refused else links)
     rows.sort(key=lambda row: (-row.frees, row.repository, row.tag))
     everything = Request((Image('*'),), untagged=True)
     totals = {
@@ -1757,7 +1809,7 @@ def list_images(store: Store, request: Request) -> Listing:
         'blobs': len(sizes), 'size': sum(sizes.values()),
         'untagged': freed_by(store, everything),
         'garbage': freed_by(store, Request(garbage=True))}
-    return Listing(rows, totals, [] if rows or not names else ['Nothing matches'])
+    return Listing(rows, totals, unmatched(request, found, repositories, graphs) if names else [])
 
 
 def all_links(repository: Repository) -> List[str]:
@@ -1778,17 +1830,20 @@ def freed_by(store: Store, request: Request) -> Optional[int]:
         store.gone = before
 
 
-def list_tags(repository: Repository, wish: Request, sizes: Mapping[str, int],
+def list_tags(repository: Repository, graph: Graph, wish: Request, sizes: Mapping[str, int],
               links: Mapping[str, int]) -> Iterator[Row]:
     """Yield a row for each tag of `repository` that `wish` selects.
 
-    `sizes` holds the size of each stored blob, `links` how many links to each there are.
+    `sizes` holds the size of each stored blob, `links` how many links to each there are, and
+    nothing when every deletion is refused.
     """
-    graph, now = make_graph(repository), time.time()
+    now = time.time()
     needs = make_graph(repository, referrers=False).edges
     tags = chosen_tags(repository, graph, wish, now)
     if any(not (image.tag or image.digest) for image in wish.images):
         tags = set(repository.tags)
+    tags.update(tag for tag, (digest, *_) in repository.tags.items() if digest and digest in {
+        image.digest for image in wish.images})
     for image in wish.excluded:
         tags -= selected_tags(repository, graph, image) if image.tag or image.digest else tags
     unknown = {digest for digest, manifest in repository.manifests.items() if manifest.fault}
@@ -1796,10 +1851,10 @@ def list_tags(repository: Repository, wish: Request, sizes: Mapping[str, int],
     in_use = any(written > now - UPLOAD_AGE for written in repository.uploads.values())
     for tag in sorted(tags):
         current = repository.tags[tag]
-        reached = reach([tag_node(tag)], graph.edges) if current.digest else ()
-        blobs = {blob for digest in reached if digest in repository.manifests
-                 for blob in (repository.revisions.get(digest, digest),
-                              *repository.manifests[digest].names)}
+        reached = reach([tag_node(tag)], graph.edges) & repository.manifests.keys()
+        blobs = {repository.revisions.get(digest, digest) for digest in reached}
+        blobs.update(repository.layers.get(name, name) for digest in reached
+                     for name in repository.manifests[digest].names)
         lost, layers = lose(repository, graph, {tag_node(tag)},
                             what_goes_with(repository, graph, [tag]))
         gone = repository if len(lost) == len(graph.edges) and not in_use else repository._replace(
@@ -1811,7 +1866,7 @@ def list_tags(repository: Repository, wish: Request, sizes: Mapping[str, int],
             counts[blob] = counts.get(blob, 0) + 1
         yield Row(repository.name, tag, current.digest, current.pushed,
                   sum(sizes.get(blob, 0) for blob in blobs),
-                  sum(sizes.get(blob, 0) for blob in counts if counts[blob] == links[blob]),
+                  sum(sizes.get(blob, 0) for blob in counts if counts[blob] == links.get(blob)),
                   damage(repository, tag, needs, sizes))
 
 
@@ -1826,53 +1881,53 @@ def damage(repository: Repository, tag: str, needs: Mapping[str, Iterable[str]],
     for digest in reach([current.digest], needs):
         manifest = repository.manifests[digest]
         if manifest.fault:
-            return 'unreadable manifest'
+            return 'unreadable'
         if not manifest.kind:
             return 'no manifest'
         for blob in set(manifest.blobs).difference(manifest.foreign):
             if blob not in repository.layers or repository.layers[blob] not in sizes:
-                return 'a layer is missing'
+                return 'incomplete'
     return ''
 
 
-def table(listing: Listing, width: int, ages: bool, bars: bool) -> Iterator[str]:
-    """Yield the lines of the list: at most `width` characters each, unless that is 0.
+def table(listing: Listing, width: int, ages: bool) -> Iterator[str]:
+    """Yield the lines of the list; push times are `ages` or dates.
 
-    Push times are `ages` or dates; `bars` show each line's share of the largest.
+    With a `width`, that of a terminal, they fit it, and bars show each line's share of the largest.
     """
     now = time.time()
+    date = '%Y-%m-%d' if 0 < width < 80 else '%Y-%m-%d %H:%M'
     cells = [('IMAGE', 'DIGEST', 'PUSHED', 'SIZE', 'FREES')]
     for row in listing.rows:
         pushed = '?' if row.pushed is None else (
             age_text(now - row.pushed) if ages else
-            time.strftime('%Y-%m-%d %H:%M', time.localtime(row.pushed)))
+            time.strftime(date, time.localtime(row.pushed)))
         cells.append((row.repository + ':' + row.tag,
                       row.damage or (row.digest or '').partition(':')[2][:12], pushed,
                       size_text(row.size), size_text(row.frees)))
     widths = [max(len(line[column]) for line in cells) for column in range(5)]
-    bar = 0
+    room = width - sum(widths[1:]) - 8  # for the image
+    bar = min(20, room - widths[0] - 2)
     if width:
-        fixed = sum(widths[1:]) + 8
-        bar = max(0, min(20, width - fixed - widths[0] - 2)) if bars else 0
-        widths[0] = max(8, min(widths[0], width - fixed))
+        widths[0] = max(8, min(widths[0], room))
     largest = max([row.frees for row in listing.rows] or [0])
-    for number, line in enumerate(cells):
-        image, digest, pushed, size, frees = line
+    for number, (image, *rest) in enumerate(cells):
         if len(image) > widths[0]:
-            image = image[:widths[0] // 2 - 1] + '..' + image[-(widths[0] - widths[0] // 2 - 1):]
-        text = '{:{}}  {:{}}  {:{}}  {:>{}}  {:>{}}'.format(
-            image, widths[0], digest, widths[1], pushed, widths[2], size, widths[3],
-            frees, widths[4])
-        share = listing.rows[number - 1].frees * bar // largest if number and largest else 0
-        yield (text + '  ' + '#' * share).rstrip() if bar >= 4 else text
-    totals = {key: size_text(value) if value is not None else 'unknown'
-              for key, value in listing.totals.items()}
-    yield '{}, {}, {}, {}: {} stored'.format(
-        count(listing.totals['repositories'] or 0, 'repository', 'repositories'),
-        count(listing.totals['tags'] or 0, 'tag'),
-        count(listing.totals['manifests'] or 0, 'manifest'),
-        count(listing.totals['blobs'] or 0, 'blob'), totals['size'])
-    yield "{} would be freed by -u -i '*', {} by -g".format(totals['untagged'], totals['garbage'])
+            half = widths[0] // 2 - 1
+            image = image[:half] + '..' + image[half + 2 - widths[0]:]
+        line = '{:{}}  {:{}}  {:{}}  {:>{}}  {:>{}}'.format(
+            *(part for pair in zip((image, *rest), widths) for part in pair))
+        if number and width and bar >= 4 and largest:
+            line += '  ' + '#' * (listing.rows[number - 1].frees * bar // largest)
+        yield line[:width or None].rstrip()
+    totals = listing.totals
+    stored, untagged, garbage = ('unknown' if size is None else size_text(size) for size in (
+        totals['size'], totals['untagged'], totals['garbage']))
+    yield '{} stored: {}, {}, {}, {}'.format(
+        stored, count(totals['repositories'] or 0, 'repository', 'repositories'),
+        count(totals['tags'] or 0, 'tag'), count(totals['manifests'] or 0, 'manifest'),
+        count(totals['blobs'] or 0, 'blob'))[:width or None]
+    yield "Would be freed: {} by -u -i '*', {} by -g".format(untagged, garbage)
 
 
 def age_text(seconds: float) -> str:
@@ -1904,6 +1959,7 @@ def size_text(size: float) -> str:
 
 LINES = {'tag': 'tag {0}:{1}', 'entry': 'history entry {1} of {0}:{2}', 'index': 'manifest {0}@{1}',
          'manifest': 'manifest {0}@{1}', 'layer': 'layer link {1} of {0}',
+         'alias': 'layer link {1} of {0}',
          'leftover': 'empty link folder {1} of {0}', 'upload': 'upload {1} of {0}',
          'repository': 'repository {0}'}
 
@@ -1912,7 +1968,7 @@ def describe(plan: Plan, verb: str) -> Iterator[Tuple[int, str]]:
     """Yield (log level, line) for each thing that `plan` removes, and last the summary."""
     whole = {name for kind, name, *_ in plan.references if kind == 'repository'}
     for kind, *names in plan.references:
-        detail = kind in ('entry', 'layer', 'leftover') or kind != 'repository' and (
+        detail = kind in ('entry', 'leftover') + LAYERS or kind != 'repository' and (
             names[0] in whole)
         yield (logging.DEBUG if detail else logging.INFO,
                verb + ' ' + LINES[kind].format(*names))
@@ -1932,7 +1988,7 @@ def summary(plan: Plan, verb: str) -> str:
               (kinds.count('upload'), 'upload', ''), (len(plan.blobs), 'blob', ''),
               (len(plan.folders), 'empty folder', '')]
     if not any(number for number, _, _ in counts):
-        counts = [(kinds.count('layer'), 'layer link', ''),
+        counts = [(sum(map(kinds.count, LAYERS)), 'layer link', ''),
                   (kinds.count('entry') + kinds.count('leftover'), 'leftover', '')]
     what = ', '.join(count(*item) for item in counts if item[0])
     if not what:
@@ -1951,7 +2007,7 @@ def plan_json(plan: Plan, v2: str, dry_run: bool) -> Dict[str, Any]:
 
     return {'registry': v2, 'dry_run': dry_run, 'repositories': named('', 'repository'),
             'tags': named(':', 'tag'), 'manifests': named('@', 'index', 'manifest'),
-            'layers': len(named('', 'layer')), 'uploads': len(named('', 'upload')),
+            'layers': len(named('', *LAYERS)), 'uploads': len(named('', 'upload')),
             'blobs': [{'digest': digest, 'size': size} for digest, size in plan.blobs.items()],
             'freed': sum(plan.blobs.values()), 'warnings': plan.warnings,
             'failed': [{'path': path, 'error': error} for path, error in plan.failed]}
@@ -1965,6 +2021,14 @@ def listing_json(listing: Listing, v2: str) -> Dict[str, Any]:
         images.append({'repository': row.repository, 'tag': row.tag, 'digest': row.digest,
                        'pushed': pushed, 'size': row.size, 'frees': row.frees})
     return {'registry': v2, 'images': images, 'total': listing.totals}
+
+
+def columns(stream: IO[str]) -> int:
+    """Return the width of the terminal that `stream` is."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (ValueError, OSError):
+        return 80
 
 
 class Terminal(logging.StreamHandler):  # type: ignore[type-arg]
@@ -1982,8 +2046,7 @@ class Terminal(logging.StreamHandler):  # type: ignore[type-arg]
         if time.monotonic() >= self.next:
             self.next = time.monotonic() + 0.1
             text = '{} {:,} of {:,}'.format(step, done, total)
-            width = shutil.get_terminal_size().columns - 1
-            sys.stderr.write('\r\x1b[K' + text[:width])
+            sys.stderr.write('\r\x1b[K' + text[:columns(sys.stderr) - 1])
             sys.stderr.flush()
             self.shown = True
 
@@ -2081,11 +2144,19 @@ def age(text: str) -> float:
     return float(match.group(1)) * {'h': 3600, 'd': 86400, 'w': 7 * 86400}[match.group(2)]
 
 
+def read_lines() -> List[str]:
+    """Return the lines of standard input that hold anything, as file names are decoded."""
+    if sys.stdin is None:
+        return []
+    lines = os.fsdecode(sys.stdin.buffer.read()).splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
 def read_request(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Request:
     """Return the request that the command line makes; exit with a usage error if it makes none."""
-    images = []
-    for text in arguments.images:
-        images += [line.strip() for line in sys.stdin if line.strip()] if text == '-' else [text]
+    images: List[str] = []
+    for text in arguments.images or ['*'] * arguments.list:
+        images += read_lines() if text == '-' else [text]
     try:
         request = Request(tuple(map(parse_image, images)),
                           tuple(map(parse_image, arguments.excluded)),
@@ -2181,8 +2252,8 @@ def run(argv: Optional[Sequence[str]]) -> int:
 def show(listing: Listing, verbose: bool) -> None:
     """Print the list, on a terminal as wide as that is."""
     terminal = sys.stdout is not None and sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else 0
-    for line in table(listing, width, ages=terminal and not verbose, bars=terminal):
+    width = columns(sys.stdout) if terminal else 0
+    for line in table(listing, width, ages=terminal and not verbose):
         print(line)
 
 

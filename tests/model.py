@@ -314,7 +314,10 @@ def expect(v2, images, untagged=False, prune=False, garbage=False, excluded=()):
     spared = {name: set() for name in store}    # the same of what is excluded
     for image in excluded:
         found = select(store, image, must_exist=False)
-        outcome.warned = outcome.warned or not found
+        # Where nothing is asked of a repository, its tags need not be read.
+        elsewhere = any(fnmatch.fnmatchcase(name, re.split('[:@]', image)[0])
+                        for name in set(store) - set(wanted))
+        outcome.warned = outcome.warned or not found and not elsewhere
         for name, part in found:
             spared[name].add(part)
 
@@ -342,7 +345,8 @@ def expect(v2, images, untagged=False, prune=False, garbage=False, excluded=()):
             gone |= {'repositories/%s/%s' % (name, part)
                      for part in ('_manifests', '_layers', '_uploads')}
         elif garbage:
-            gone |= leave(repo, *lost) | unused(repo, set(repo.manifests) - lost[1])
+            gone |= leave(repo, *lost)
+            gone |= unused(repo, set(repo.tags) - lost[0], set(repo.manifests) - lost[1])
         elif lost != (set(), set()):
             gone |= leave(repo, *lost)
 
@@ -365,7 +369,7 @@ def expect(v2, images, untagged=False, prune=False, garbage=False, excluded=()):
     outcome.name_all(store)
     outcome.left = {path for path in every_path(v2)
                     if not any(is_below(path, folder) for folder in gone)}
-    for name in sorted(outcome.repositories):
+    for name in sorted(outcome.repositories, reverse=True):
         remove_empty('repositories/' + name, outcome.left)
     if prune:
         prune_empty(store, outcome.left)
@@ -454,11 +458,14 @@ def leave(repo, tags, manifests):
     return gone
 
 
-def unused(repo, left):
-    """What garbage collection takes from a repository whose manifests `left` stay."""
+def unused(repo, tags, manifests):
+    """What garbage collection takes from a repository in which `tags` and `manifests` stay."""
     base = 'repositories/' + repo.name
+    used = named(repo, manifests)
+    # What a tag stands for may be a manifest that is linked as a layer, and damaged.
+    used |= named(repo, {repo.tags[tag] for tag in tags} & repo.layer_folders)
     gone = {'%s/_layers/%s' % (base, digest.replace(':', '/'))
-            for digest in repo.layer_folders - named(repo, left)}
+            for digest in repo.layer_folders - used}
     gone |= {'%s/_manifests/revisions/%s' % (base, digest.replace(':', '/'))
              for digest in repo.revision_folders - set(repo.revisions)}
     gone |= {'%s/_manifests/tags/%s/index/%s' % (base, tag, digest.replace(':', '/'))

@@ -1,6 +1,6 @@
-"""Garbage, -g: on random trees against model.py, one kind of garbage at a time, and a real registry.
+"""Garbage, -g: on random trees against model.py, kind by kind, and against a real registry.
 
-The trees are those of test_trees.py, with what other tools and broken pushes leave strewn in.
+The trees are those of test_trees.py, with what other tools and broken pushes leave.
 """
 
 import os
@@ -14,11 +14,13 @@ from hypothesis import event, given, note, settings, strategies as st
 
 import model
 import test_trees
+from faults import KILLED, Faults, fast_folder
 from registry import Registry
 from test_registry import pull, script, stored_blobs
 from test_trees import ABSENT, LAYERS, NAMES, a_tree, an_image, describe, run, served
 from tree import DAY, GARBAGE, Tree, digest_of, set_age, snapshot, write
 
+JOURNAL = '.delete_docker_registry_image.journal'
 SUMMARY = re.compile(r'\d[\d,.]* (bytes?|[KMGT]iB) freed')
 
 
@@ -67,14 +69,14 @@ def an_exclusion(builder):
     return image if not image.startswith('localhost') else 'a'
 
 
-def check(v2, images=(), untagged=False, prune=False, excluded=(), run=run):
+def check(v2, images=(), untagged=False, prune=False, excluded=(), garbage=True, run=run):
     """What test_trees.check() says of every run, for one with -g; and that -j changes nothing."""
-    args = ['-g'] + ['-u'] * untagged + ['-p'] * prune
+    args = ['-g'] * garbage + ['-u'] * untagged + ['-p'] * prune
     args += [arg for image in images for arg in ('-i', image)]
     args += [arg for image in excluded for arg in ('-x', image)]
     before, served_before = snapshot(v2), served(v2)
     try:
-        expected = model.expect(v2, images, untagged, prune, True, excluded)
+        expected = model.expect(v2, images, untagged, prune, garbage, excluded)
     except model.Refused as refused:
         expected, why = None, str(refused)
     event('decided' if expected else 'refused')
@@ -83,11 +85,12 @@ def check(v2, images=(), untagged=False, prune=False, excluded=(), run=run):
         assert run(v2, '-n', '-j', '16', *args) == (dry_status, dry), 'depends on -j'
         assert snapshot(v2) == before, 'a dry run changed something'
         with a_copy(v2) as other:
-            other_run = run(other, '-j', '16', *args)
+            other_status, other_messages = run(other, '-j', '16', *args)
             other_after = contents(other)
         status, messages = run(v2, '-j', '1', *args)
         after = snapshot(v2)
-        assert other_run == (status, [line.replace(v2, other) for line in messages])
+        assert other_status == status
+        assert steps(other_messages, other) == steps(messages, v2), 'depends on -j'
         assert other_after == contents(v2), 'depends on -j'
 
         for key, got in served(v2).items():
@@ -108,11 +111,15 @@ def check(v2, images=(), untagged=False, prune=False, excluded=(), run=run):
         assert {' '.join(found) for line in messages for found in re.findall(
             r'^\w+ Deleted (tag|manifest|repository|blob) (\S+)', line)} == expected.named
         assert not expected.warned or any(line.startswith('WARNING') for line in messages)
-        if prune and not (images or excluded):
-            assert run(v2, *args) == (0, ['INFO Nothing to delete']), 'not all at once'
     except AssertionError:
         note('\n'.join(describe(before) + ['delete_docker_registry_image ' + ' '.join(args)]))
         raise
+
+
+def steps(messages, v2):
+    """All but the empty folders, whose order is that of the disk."""
+    return [line.replace(os.path.dirname(v2), 'HERE') for line in messages
+            if "empty folder '" not in line]
 
 
 class a_copy(tempfile.TemporaryDirectory):
@@ -135,13 +142,17 @@ def contents(v2):
     return {path: what[:2] for path, what in snapshot(v2).items()}
 
 
+@settings(max_examples=100)
 @given(st.data())
 def test_garbage_alone(data):
     with a_tree(data, steps=12) as builder:
         litter(builder)
-        check(builder.tree.v2, prune=data.draw(st.booleans()))
+        check(builder.tree.v2, prune=True)
+        status, messages = run(builder.tree.v2, '-g', '-p')
+        assert status == 1 or messages == ['INFO Nothing to delete'], 'not all at once'
 
 
+@settings(max_examples=100)
 @given(st.data())
 def test_garbage_and_images(data):
     with a_tree(data) as builder:
@@ -150,6 +161,7 @@ def test_garbage_and_images(data):
         check(builder.tree.v2, images, prune=data.draw(st.booleans()))
 
 
+@settings(max_examples=100)
 @given(st.data())
 def test_garbage_and_untagged(data):
     with a_tree(data) as builder:
@@ -159,6 +171,7 @@ def test_garbage_and_untagged(data):
               prune=data.draw(st.booleans()))
 
 
+@settings(max_examples=100)
 @given(st.data())
 def test_garbage_and_exclusions(data):
     with a_tree(data) as builder:
@@ -169,6 +182,7 @@ def test_garbage_and_exclusions(data):
         check(builder.tree.v2, images, untagged, excluded=excluded)
 
 
+@settings(max_examples=100)
 @given(st.data())
 def test_garbage_in_a_damaged_store(data):
     with a_tree(data, damage=3) as builder:
@@ -329,7 +343,7 @@ def test_an_excluded_repository_keeps_its_garbage(tree):
 
 def test_unreadable_manifests_anywhere_are_all_named(tree):
     bad = [('team/one', tree.manifest('team/one', b'[]')),
-           ('team/one', tree.manifest('team/one', b'{}')),
+           ('team/one', tree.manifest('team/one', b'{"no": "manifest"}')),
            ('two', tree.manifest('two', b'[7]'))]
     said = refused(tree)
     for repo, digest in bad:
@@ -379,6 +393,74 @@ def test_names_that_mean_nothing_stay(tree):
     before = snapshot(tree.root)
     assert collect(tree) == 'INFO Nothing to delete'
     assert snapshot(tree.root) == before
+
+
+# --- kill -9 -------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def faults():
+    with Faults(test_trees.SCRIPT) as running:
+        yield running
+
+
+def strewn(folder):
+    """A small store with garbage of every kind."""
+    tree = Tree(folder)
+    wide = tree.layer('app', b'pushed as sha512', 'sha512')
+    child = tree.image('app', [b'base', wide])
+    tree.tag('app', '1.0', tree.image('app', [b'base', b'former']))
+    tree.tag('app', '1.0', tree.index('app', [child]))
+    tree.tag('app', '2.0', tree.schema1('app', [b'base'], signatures=1))
+    tree.tag('app/nested', '1.0', tree.image('app/nested', [b'base', b'nested']))
+    former = tree.image('app', [b'base', b'deleted over the API'])
+    write(tree.history_link('app', '1.0', former), former.encode())
+    os.remove(tree.revision_link('app', former))
+    for repo, data in [('app', b'unused'), ('other', b'unused'), ('other', b'base')]:
+        tree.layer(repo, data)
+    tree.layer('app', b'unused, pushed as sha512', 'sha512')
+    os.remove(tree.layer_link('app', tree.layer('app', b'blob deleted over the API')))
+    for repo, age in [('app', 2 * DAY), ('app/nested', 0), ('other', 2 * DAY)]:
+        tree.upload(repo, 'one', age=age)
+    tree.blob(b'orphan')
+    return tree
+
+
+@pytest.mark.parametrize('jobs', ['1', '16'])
+def test_killed_before_every_change(faults, jobs, record_property):
+    """What is served is as whole as ever, and the next run ends what this one began."""
+    folder = fast_folder()
+    command = ['-g', '-p', '-j', jobs]
+    others = [command, ['-u', '-i', 'app/nested'], ['-p']]
+
+    def killed(tree, at):
+        return faults.run(tree.v2, '-d', tree.root, *command, at=at, do='kill' if at else None)
+
+    try:
+        tree = strewn(os.path.join(folder, 'undisturbed'))
+        expected = {path for path in model.expect(tree.v2, [], prune=True, garbage=True).left
+                    if not path.endswith('/')}
+        before, calls = served(tree.v2), len(killed(tree, None).calls)
+        assert files(tree) == expected and calls > 60
+        for at in range(1, calls + 1, 1 if jobs == '1' else 5):
+            tree = strewn(os.path.join(folder, str(at)))
+            assert killed(tree, at).status == KILLED
+            for key, got in served(tree.v2).items():
+                assert got == before[key], 'killed before %d: harmed %s %s' % ((at,) + key)
+            assert files(tree) >= expected, 'killed before %d' % at
+            journal = os.path.join(tree.v2, JOURNAL)
+            # Before the journal is complete nothing was removed, and any run starts anew.
+            complete = os.path.exists(journal) and open(journal, 'rb').read().endswith(b'\n')
+            other = others[at % 3] if complete else command
+            done = faults.run(tree.v2, '-d', tree.root, *other)
+            assert done.status == 0, done
+            assert files(tree) == expected, 'killed before %d, then %s' % (at, other)
+        record_property('kill points tried', len(range(1, calls + 1, 1 if jobs == '1' else 5)))
+    finally:
+        shutil.rmtree(folder)
+
+
+def files(tree):
+    return {path for path in model.every_path(tree.v2) if not path.endswith('/')}
 
 
 # --- against a real registry ----------------------------------------------------------------------
