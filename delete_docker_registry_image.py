@@ -707,6 +707,7 @@ class Plan(NamedTuple):
     folders: List[str] = []  # empty folders, each before the one that holds it
     signatures: List[str] = []  # those of the blobs that may be signatures of a manifest
     staying: Dict[str, AbstractSet[str]] = {}  # repository -> its revisions that stay
+    owners: Dict[str, str] = {}  # manifest or blob -> the image that it is reported with
     warnings: List[str] = []
     failed: List[Tuple[str, str]] = []  # path, and why it could not be removed
 
@@ -1015,19 +1016,28 @@ def places_above(path: str) -> Iterator[str]:
 
 # -- The removal ----------------------------------------------------------------------------------
 
-def remove(path: str) -> bool:
+def remove(path: str, file: str = '') -> bool:
     """Remove a file, a symbolic link, or a folder with all that is in it; return True.
 
     A link is never entered, and what is gone already is fine.  What comes first by name goes first:
-    `current` before `index`, `link` before `signatures`.  Raises OSError.
+    `current` before `index`, `link` before `signatures`.  A folder that holds nothing but `file` is
+    not listed first.  Raises OSError.
     """
     try:
-        if stat.S_ISDIR(os.lstat(path).st_mode):
-            for name in sorted(os.listdir(path)):
-                remove(path + '/' + name)
-            os.rmdir(path)
-        else:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
             os.unlink(path)
+            return True
+        try:
+            if file:
+                os.unlink(path + '/' + file)
+                os.rmdir(path)
+                return True
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        for name in sorted(os.listdir(path)):
+            remove(path + '/' + name)
+        os.rmdir(path)
     except FileNotFoundError:
         pass
     return True
@@ -1221,7 +1231,7 @@ class Remover:
         blobs = {}
         unlinked = [digest for digest in plan.blobs if digest not in linked]
         for digest, gone in zip(unlinked, self.each(
-                lambda digest: self.attempt(lambda: remove(store.blob(digest))), unlinked,
+                lambda digest: self.attempt(lambda: remove(store.blob(digest), 'data')), unlinked,
                 lambda: 'Deleting blobs, {} freed,'.format(size_text(self.freed)))):
             if self.account(gone):
                 blobs[digest] = plan.blobs[digest]
@@ -1246,7 +1256,7 @@ class Remover:
         """Remove what `reference` names; return as attempt() does."""
         def function() -> bool:
             for path in self.store.paths(reference):
-                remove(path)
+                remove(path, 'link' if reference.kind in DIGEST_KINDS else '')
             return True
         return self.attempt(function, reference.repository)
 
@@ -1521,7 +1531,7 @@ def plan_request(store: Store, request: Request, finished: Iterable[Reference] =
     repositories = store.read_repositories(names if request.garbage else sorted(wishes))
     refuse_missing(store, request.images, found, repositories, finished)
 
-    plan = Plan([], {}, [], [], {}, [])
+    plan = Plan([], {}, [], [], {}, {}, [])
     refusals: List[str] = []
     graphs = {name: make_graph(repository) for name, repository in repositories.items()}
     plan.warnings.extend(unmatched(request, found, repositories, graphs))
@@ -1544,6 +1554,7 @@ def plan_request(store: Store, request: Request, finished: Iterable[Reference] =
             continue
         plan.references.extend(lost)
         plan.warnings.extend(unknown_layers(repository, lost))
+        plan.owners.update(owners(repository, graph, lost))
         plan.signatures.extend(signature for _, _, digest, _ in lost
                                for signature in repository.signatures.get(digest, ()))
         plan.staying[name] = repository.revisions.keys() - {digest for _, _, digest, _ in lost}
@@ -1743,6 +1754,25 @@ def blobs_kept(repository: Repository, lost: List[Reference]) -> Set[str]:
         if digest in revisions or digest not in repository.revisions and digest in layers:
             kept.update(manifest.names, repository.signatures.get(digest, ()))
     return kept
+
+
+def owners(repository: Repository, graph: Graph, lost: List[Reference]) -> Dict[str, str]:
+    """Return the image, 'name:tag' or 'name', that each manifest and blob in `lost` goes with."""
+    name, kinds = repository.name, {reference.kind for reference in lost}
+    manifests = {reference.name for reference in lost} & repository.manifests.keys()
+    groups = [] if 'repository' in kinds else [
+        (name + ':' + tag, what_goes_with(repository, graph, [tag]) & manifests)
+        for kind, _, tag, _ in lost if kind == 'tag']
+    found: Dict[str, str] = dict.fromkeys(blobs_of(repository, lost), name)
+    taken: Set[str] = set()
+    for image, digests in groups:
+        for digest in digests - taken:
+            found[name + '@' + digest] = found[repository.revisions.get(digest, digest)] = image
+            for blob in layers_of(repository, digest):
+                found[repository.layers[blob]] = image
+            found.update(dict.fromkeys(repository.signatures.get(digest, ()), image))
+        taken |= digests
+    return found
 
 
 def unknown_layers(repository: Repository, lost: List[Reference]) -> List[str]:
@@ -1967,11 +1997,28 @@ LINES = {'tag': 'tag {0}:{1}', 'entry': 'history entry {1} of {0}:{2}', 'index':
 def describe(plan: Plan, verb: str) -> Iterator[Tuple[int, str]]:
     """Yield (log level, line) for each thing that `plan` removes, and last the summary."""
     whole = {name for kind, name, *_ in plan.references if kind == 'repository'}
+    images: Dict[str, List[int]] = {}  # image -> how many manifests, blobs and bytes go with it
+    for kind, name, digest, _ in plan.references:
+        if kind in ('index', 'manifest'):
+            images.setdefault(plan.owners.get(name + '@' + digest, name), [0, 0, 0])[0] += 1
+    for digest, size in plan.blobs.items():
+        found = images.setdefault(plan.owners.get(digest, ''), [0, 0, 0])
+        found[1] += 1
+        found[2] += size
     for kind, *names in plan.references:
-        detail = kind in ('entry', 'leftover') + LAYERS or kind != 'repository' and (
-            names[0] in whole)
-        yield (logging.DEBUG if detail else logging.INFO,
-               verb + ' ' + LINES[kind].format(*names))
+        line = verb + ' ' + LINES[kind].format(*names)
+        if kind in ('tag', 'repository'):
+            manifests, blobs, size = images.get(':'.join(filter(None, names)), (0, 0, 0))
+            line += ' ({}, {}, {})'.format(
+                count(manifests, 'manifest'), count(blobs, 'blob'), size_text(size))
+        shown = kind == 'repository' or kind in ('tag', 'upload') and names[0] not in whole
+        yield logging.INFO if shown else logging.DEBUG, line
+    for name in sorted({name for _, name, *_ in plan.references} - whole):
+        manifests, blobs, size = images.get(name, (0, 0, 0))
+        if manifests:
+            yield logging.INFO, '{} {} of {} ({}, {})'.format(
+                verb, count(manifests, 'untagged manifest'), name, count(blobs, 'blob'),
+                size_text(size))
     for digest, size in plan.blobs.items():
         yield logging.DEBUG, '{} blob {} ({})'.format(verb, digest, size_text(size))
     for folder in plan.folders:
