@@ -1531,43 +1531,25 @@ def plan_request(store: Store, request: Request, finished: Iterable[Reference] =
     repositories = store.read_repositories(names if request.garbage else sorted(wishes))
     refuse_missing(store, request.images, found, repositories, finished)
 
-    plan = Plan([], {}, [], [], {}, {}, [])
-    refusals: List[str] = []
     graphs = {name: make_graph(repository) for name, repository in repositories.items()}
-    plan.warnings.extend(unmatched(request, found, repositories, graphs))
+    plan = Plan([], {}, [], [], {}, {}, unmatched(request, found, repositories, graphs))
+    refusals: List[str] = []
     unlinked: Set[str] = set()  # blobs that lose a link
-    used: Set[str] = set()  # blobs that these repositories still need
+    used: Set[str] = set()  # with -g: blobs that the repositories still need
     for name, repository in repositories.items():
         wish = wishes.get(name, request._replace(images=(), excluded=()))
-        graph = graphs[name]
-        if (wish.untagged and wish.images and repository.manifests
-                and repository.tags.keys() <= graph.referrer_tags):
-            plan.warnings.append(
-                "Repository '{0}' has manifests and no tag, and was left alone: its images may be "
-                'used by digest, or their tags kept in a database. To delete all of it: '
-                '{1} -i {0}'.format(name, PROGRAM))
-            wish = wish._replace(images=())
         try:
-            lost = existing(store, decide(repository, graph, wish, time.time()), request.garbage)
+            lost = plan_repository(store, repository, graphs[name], wish, plan)
         except RegistryCleanerError as error:
             refusals.append(str(error))
             continue
-        plan.references.extend(lost)
-        plan.warnings.extend(unknown_layers(repository, lost))
-        plan.owners.update(owners(repository, graph, lost))
-        plan.signatures.extend(signature for _, _, digest, _ in lost
-                               for signature in repository.signatures.get(digest, ()))
-        plan.staying[name] = repository.revisions.keys() - {digest for _, _, digest, _ in lost}
         unlinked |= blobs_of(repository, lost)
         if request.garbage:
-            unused = [Reference('layer', name, digest) for digest in sorted(
-                repository.layers.keys() - graph.users.keys())] if not lost else []
-            used |= blobs_kept(repository, lost or [
-                reference for reference in existing(store, unused, True)
-                if reference.kind == 'leftover'])
-
+            linkless = linkless_layers(store, repository, graphs[name]) if wish.excluded else []
+            used |= blobs_kept(repository, lost + linkless)
     if refusals:
         raise RegistryCleanerError('\n'.join(refusals))
+
     store.gone.update(path for reference in plan.references for path in store.paths(reference))
     blobs = unlinked.union(plan.signatures)
     linked = store.linked(blobs, plan.signatures)
@@ -1575,10 +1557,31 @@ def plan_request(store: Store, request: Request, finished: Iterable[Reference] =
         blobs = set(store.stored_blobs())
         if blobs and not used and not unlinked:
             raise RegistryCleanerError(
-                "'{}' holds blobs, but no repository in '{}' links to any: is a disk not mounted? "
-                'Nothing was deleted. If they are really garbage, delete the folders in {} by hand'
-                .format(store.blobs, store.repositories, store.blobs))
+                "'{0}' holds blobs, but no repository in '{1}' links to any: is a disk not mounted?"
+                ' Nothing was deleted. If they are really garbage, delete the folders in {0} by '
+                'hand'.format(store.blobs, store.repositories))
     return with_blobs(store, plan, sorted(blobs - linked - used), request.prune)
+
+
+def plan_repository(store: Store, repository: Repository, graph: Graph, wish: Request,
+                    plan: Plan) -> List[Reference]:
+    """Add to `plan` what `repository` loses when `wish` comes true, and return it."""
+    name = repository.name
+    if (wish.untagged and wish.images and repository.manifests
+            and repository.tags.keys() <= graph.referrer_tags):
+        plan.warnings.append(
+            "Repository '{0}' has manifests and no tag, and was left alone: its images may be used "
+            'by digest, or their tags kept in a database. To delete all of it: {1} -i {0}'.format(
+                name, PROGRAM))
+        wish = wish._replace(images=())
+    lost = existing(store, decide(repository, graph, wish, time.time()), wish.garbage)
+    plan.references.extend(lost)
+    plan.warnings.extend(unknown_layers(repository, lost))
+    plan.owners.update(owners(repository, graph, lost))
+    plan.signatures.extend(signature for _, _, digest, _ in lost
+                           for signature in repository.signatures.get(digest, ()))
+    plan.staying[name] = repository.revisions.keys() - {digest for _, _, digest, _ in lost}
+    return lost
 
 
 def by_repository(request: Request, names: List[str]) -> Tuple[Dict[Image, List[str]],
@@ -1597,6 +1600,13 @@ def by_repository(request: Request, names: List[str]) -> Tuple[Dict[Image, List[
                 wish = wishes.get(name, request._replace(images=(), excluded=()))
                 wishes[name] = wish._replace(excluded=wish.excluded + (image,))
     return found, wishes
+
+
+def linkless_layers(store: Store, repository: Repository, graph: Graph) -> List[Reference]:
+    """Return the folders of layers that no manifest needs and that have lost their link."""
+    unused = [Reference('layer', repository.name, digest)
+              for digest in repository.layers.keys() - graph.users.keys()]
+    return [layer for layer in existing(store, unused, True) if layer.kind == 'leftover']
 
 
 def existing(store: Store, lost: List[Reference], garbage: bool) -> List[Reference]:
@@ -2260,7 +2270,7 @@ def run(argv: Optional[Sequence[str]]) -> int:
                  logging.WARNING if arguments.quiet else logging.INFO)
     if arguments.force:
         log.warning('-f, --force has no effect')
-    result: Dict[str, Any] = {}
+    text = ''
     try:
         cleaner = RegistryCleaner(find_data_dir(arguments.registry_data_dir), arguments.dry_run,
                                   arguments.read_only_registry,
@@ -2268,40 +2278,43 @@ def run(argv: Optional[Sequence[str]]) -> int:
         catch_signals(cleaner)
         if arguments.list:
             listing = cleaner.list(request)
-            result = listing_json(listing, cleaner.v2)
-            for text in listing.warnings:
-                log.warning('%s', text)
-            terminal.clear()
-            if not arguments.json:
-                show(listing, arguments.verbose)
-            return 0
-        done = cleaner.run(request, lambda plan: report(plan, arguments.dry_run))
-        result = plan_json(done, cleaner.v2, arguments.dry_run)
+            for warning in listing.warnings:
+                log.warning('%s', warning)
+            status, result = 0, listing_json(listing, cleaner.v2)
+            width = columns(sys.stdout) if sys.stdout and sys.stdout.isatty() else 0
+            text = '\n'.join(table(listing, width, ages=bool(width) and not arguments.verbose))
+        else:
+            done = cleaner.run(request, lambda plan: report(plan, arguments.dry_run))
+            status, result = 3 * bool(done.failed), plan_json(done, cleaner.v2, arguments.dry_run)
+            if cleaner.interrupted:
+                status = 128 + cleaner.interrupted
+                log.warning('Interrupted.%s',
+                            '' if cleaner.complete else ' The next run finishes the rest')
     except RegistryCleanerError as error:
-        result = {'error': str(error)}
+        status, result = 1, {'error': str(error)}
         for line in str(error).splitlines():
             log.error('%s', line)
-        return 1
     except Interrupted as interrupted:
-        result = {'error': 'Interrupted'}
+        status, result = 128 + int(interrupted.args[0]), {'error': 'Interrupted'}
         log.error('Interrupted')
-        return 128 + int(interrupted.args[0])
-    finally:
-        terminal.clear()
-        if arguments.json:
-            print(json.dumps(result, indent=2))
-    if cleaner.interrupted:
-        log.warning('Interrupted.%s', '' if cleaner.complete else ' The next run finishes the rest')
-        return 128 + cleaner.interrupted
-    return 3 if done.failed else 0
+    terminal.clear()
+    if arguments.json:
+        text = json.dumps(result, indent=2)
+    return status if put(text) or not arguments.list else 1
 
 
-def show(listing: Listing, verbose: bool) -> None:
-    """Print the list, on a terminal as wide as that is."""
-    terminal = sys.stdout is not None and sys.stdout.isatty()
-    width = columns(sys.stdout) if terminal else 0
-    for line in table(listing, width, ages=terminal and not verbose):
-        print(line)
+def put(text: str) -> bool:
+    """Write `text`, unless empty, to standard output; tell whether that worked."""
+    encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+    try:
+        if text:  # a name need not be valid text
+            print(text.encode(encoding, 'backslashreplace').decode(encoding), flush=True)
+        return True
+    except BrokenPipeError:
+        return True  # whoever reads has seen enough
+    except OSError as error:
+        log.error('Cannot write to standard output: %s', error.strerror)
+        return False
 
 
 def catch_signals(cleaner: RegistryCleaner) -> None:
@@ -2331,7 +2344,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     finally:
         try:
             print(end='', flush=True)
-        except BrokenPipeError:
+        except OSError:  # what could not be written would be tried again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

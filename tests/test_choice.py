@@ -1035,3 +1035,29 @@ def test_the_progress_line_is_never_wider_than_its_terminal(slow):
     lines, screen, _ = drawn(slow, '-i', '*', columns=30, out=False)
     assert lines and max(map(len, lines)) < 30
     assert 'Reading' not in screen
+
+
+# --- nobody reads, or nothing can be written ------------------------------------------------------
+
+@pytest.mark.parametrize('arguments', ['-l', '-l --json', '-n --json -i app'])
+def test_a_reader_that_has_seen_enough(tree, arguments):
+    shell = '"$0" "$1" -d "$2" %s | true; exit ${PIPESTATUS[0]}' % arguments
+    done = subprocess.run(['bash', '-c', shell, sys.executable, SCRIPT, tree.root],
+                          stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == 0 and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('arguments, status', [('-l', 1), ('-n --json -i app', 0)])
+def test_standard_output_is_full(tree, arguments, status):
+    shell = '"$0" "$1" -d "$2" %s > /dev/full' % arguments
+    done = subprocess.run(['bash', '-c', shell, sys.executable, SCRIPT, tree.root],
+                          stderr=subprocess.PIPE, universal_newlines=True)
+    assert done.returncode == status and 'Traceback' not in done.stderr
+    assert 'Cannot write to standard output: No space left on device' in done.stderr
+
+
+def test_a_name_that_is_no_text(tree):
+    shutil.copytree(os.fsencode(tree.repo('app')), os.fsencode(tree.repo('team')) + b'/\xff')
+    done = subprocess.run([sys.executable, SCRIPT, '-d', tree.root, '-l'], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE)
+    assert done.returncode == 0 and b'team/\\udcff:1.0' in done.stdout
