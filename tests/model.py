@@ -346,7 +346,7 @@ def expect(v2, images, untagged=False, prune=False, garbage=False, excluded=()):
                      for part in ('_manifests', '_layers', '_uploads')}
         elif garbage:
             gone |= leave(repo, *lost)
-            gone |= unused(repo, set(repo.tags) - lost[0], set(repo.manifests) - lost[1])
+            gone |= unused(repo, set(repo.manifests) - lost[1])
         elif lost != (set(), set()):
             gone |= leave(repo, *lost)
 
@@ -458,12 +458,10 @@ def leave(repo, tags, manifests):
     return gone
 
 
-def unused(repo, tags, manifests):
-    """What garbage collection takes from a repository in which `tags` and `manifests` stay."""
+def unused(repo, manifests):
+    """What garbage collection takes from a repository in which `manifests` stay."""
     base = 'repositories/' + repo.name
     used = named(repo, manifests)
-    # What a tag stands for may be a manifest that is linked as a layer, and damaged.
-    used |= named(repo, {repo.tags[tag] for tag in tags} & repo.layer_folders)
     gone = {'%s/_layers/%s' % (base, digest.replace(':', '/'))
             for digest in repo.layer_folders - used}
     gone |= {'%s/_manifests/revisions/%s' % (base, digest.replace(':', '/'))
