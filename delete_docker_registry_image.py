@@ -568,9 +568,11 @@ class Store:
     def last_write(self, folder: str) -> float:
         """Return the time of the last write to anything in `folder`, in seconds."""
         times = [os.lstat(folder).st_mtime]
-        for entry in self.entries(folder):
-            times.append(self.last_write(entry.path) if entry.is_dir(follow_symlinks=False)
-                         else entry.stat(follow_symlinks=False).st_mtime)
+        folders = [folder]
+        for path in folders:  # grows as it goes
+            entries = self.entries(path)
+            times += [entry.stat(follow_symlinks=False).st_mtime for entry in entries]
+            folders += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
         return max(times)
 
     def links_to(self, name: str, blobs: AbstractSet[str],
@@ -1035,9 +1037,16 @@ def remove(path: str, file: str = '') -> bool:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        for name in sorted(os.listdir(path)):
-            remove(path + '/' + name)
-        os.rmdir(path)
+        folders = [path]
+        for folder in folders:  # grows as it goes
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+            folders += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+        for folder in reversed(folders):
+            os.rmdir(folder)
     except FileNotFoundError:
         pass
     return True

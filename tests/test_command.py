@@ -981,3 +981,15 @@ def test_prune_keeps_what_the_registry_needs(tree):
     delete(tree, '-p', '-i', 'bare')
     assert sorted(os.listdir(tree.v2)) == ['blobs', 'repositories']
     assert os.listdir(os.path.join(tree.v2, 'repositories')) == []
+
+
+def test_an_upload_of_folders_in_folders(tree):
+    """More of them than a function may call itself."""
+    folder = tree.repo('app', '_uploads', 'deep')
+    os.makedirs(folder)
+    for _ in range(1200):
+        folder += '/x'
+        os.mkdir(folder)
+    write(os.path.join(folder, 'data'), b'half a layer')
+    delete(tree, '-i', 'app')
+    assert not os.path.exists(tree.repo('app'))
