@@ -279,7 +279,7 @@ class Workers:
     """
 
     def __init__(self, jobs: int = 0,
-                 progress: Callable[[str, int, int], None] = lambda step, done, total: None
+                 progress: Callable[[Callable[[], str], int, int], None] = lambda *_: None
                  ) -> None:
         self.jobs = jobs
         self.progress = progress
@@ -303,7 +303,7 @@ class Workers:
     def _watched(self, results: Iterable[Result], total: int,
                  step: Callable[[], str]) -> Iterator[Result]:
         for done, result in enumerate(results):
-            self.progress(step(), done + 1, total)
+            self.progress(step, done + 1, total)
             yield result
 
 
@@ -1559,17 +1559,17 @@ def plan_request(store: Store, request: Request, finished: Iterable[Reference] =
     if refusals:
         raise RegistryCleanerError('\n'.join(refusals))
 
-    store.gone.update(path for reference in plan.references for path in store.paths(reference))
-    blobs = unlinked.union(plan.signatures)
-    linked = store.linked(blobs, plan.signatures)
+    candidates = unlinked.union(plan.signatures)
+    blobs = without_links(store, plan, candidates)
     if request.garbage:
-        blobs = set(store.stored_blobs())
+        used |= candidates - blobs
+        blobs = set(store.stored_blobs()) - used
         if blobs and not used and not unlinked:
             raise RegistryCleanerError(
                 "'{0}' holds blobs, but no repository in '{1}' links to any: is a disk not mounted?"
                 ' Nothing was deleted. If they are really garbage, delete the folders in {0} by '
                 'hand'.format(store.blobs, store.repositories))
-    return with_blobs(store, plan, sorted(blobs - linked - used), request.prune)
+    return with_blobs(store, plan, sorted(blobs), request.prune)
 
 
 def plan_repository(store: Store, repository: Repository, graph: Graph, wish: Request,
@@ -1655,9 +1655,17 @@ def plan_rest(store: Store, unfinished: Plan, pushed_again: AbstractSet[Referenc
         plan.references.extend(reference for reference in references if any(
             map(os.path.lexists, store.paths(reference) + [store.path('repository', name)]
                 if reference.kind == 'repository' else store.paths(reference))))
-    store.gone.update(path for reference in plan.references for path in store.paths(reference))
-    blobs = unfinished.blobs.keys() - store.linked(unfinished.blobs, plan.signatures)
+    blobs = without_links(store, plan, set(unfinished.blobs))
     return with_blobs(store, plan, sorted(blobs), False)
+
+
+def without_links(store: Store, plan: Plan, blobs: Set[str]) -> Set[str]:
+    """Return those of `blobs` that no repository has a link to once the references are gone.
+
+    From here on these read as missing in `store`.
+    """
+    store.gone.update(path for reference in plan.references for path in store.paths(reference))
+    return blobs - store.linked(blobs, plan.signatures)
 
 
 def with_blobs(store: Store, plan: Plan, blobs: List[str], prune: bool) -> Plan:
@@ -1891,8 +1899,8 @@ def list_tags(repository: Repository, graph: Graph, wish: Request, sizes: Mappin
     tags = chosen_tags(repository, graph, wish, now)
     if any(not (image.tag or image.digest) for image in wish.images):
         tags = set(repository.tags)
-    tags.update(tag for tag, (digest, *_) in repository.tags.items() if digest and digest in {
-        image.digest for image in wish.images})
+    digests = {image.digest for image in wish.images if image.digest}
+    tags.update(tag for tag in repository.tags if repository.tags[tag].digest in digests)
     for image in wish.excluded:
         tags -= selected_tags(repository, graph, image) if image.tag or image.digest else tags
     unknown = {digest for digest, manifest in repository.manifests.items() if manifest.fault}
@@ -2107,11 +2115,11 @@ class Terminal(logging.StreamHandler):  # type: ignore[type-arg]
             progress and sys.stderr is not None and sys.stderr.isatty()) else float('inf')
         self.shown = False
 
-    def progress(self, step: str, done: int, total: int) -> None:
+    def progress(self, step: Callable[[], str], done: int, total: int) -> None:
         """Show that `done` of `total` operations of a step are done."""
         if time.monotonic() >= self.next:
             self.next = time.monotonic() + 0.1
-            text = '{} {:,} of {:,}'.format(step, done, total)
+            text = '{} {:,} of {:,}'.format(step(), done, total)
             sys.stderr.write('\r\x1b[K' + text[:columns(sys.stderr) - 1])
             sys.stderr.flush()
             self.shown = True

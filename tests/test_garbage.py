@@ -17,7 +17,10 @@ import test_trees
 from faults import KILLED, Faults, fast_folder
 from registry import Registry
 from test_registry import pull, script, stored_blobs
-from test_trees import ABSENT, LAYERS, NAMES, a_tree, an_image, describe, run, served
+from test_trees import (
+    ABSENT, LAYERS, NAMES, a_tree, an_image, describe, left_as_expected, run, served,
+    unharmed_and_as_promised,
+)
 from tree import DAY, GARBAGE, Tree, digest_of, set_age, snapshot, write
 
 JOURNAL = '.delete_docker_registry_image.journal'
@@ -93,19 +96,13 @@ def check(v2, images=(), untagged=False, prune=False, excluded=(), garbage=True,
         assert steps(other_messages, other) == steps(messages, v2), 'depends on -j'
         assert other_after == contents(v2), 'depends on -j'
 
-        for key, got in served(v2).items():
-            assert got == served_before[key], 'harmed: %s %s' % key
-        assert [line.replace('Would delete', 'Deleted') for line in dry] == messages
-        assert dry_status == status
+        unharmed_and_as_promised(v2, served_before, (dry_status, dry), (status, messages))
         if expected is None:
             assert status in (1, 2), 'not refused: ' + why
             assert after == before, 'refused, and changed something'
             return
         assert status == 0, messages
-        left = {path if what[0] != 'folder' else path + '/'
-                for path, what in after.items() if path != '.'}
-        assert sorted(left - expected.left) == [], 'stayed'
-        assert sorted(expected.left - left) == [], 'went'
+        left_as_expected(after, expected)
         assert after.items() >= {path: what for path, what in before.items()
                                  if what[0] == 'file' and path in after}.items()
         assert {' '.join(found) for line in messages for found in re.findall(

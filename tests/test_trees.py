@@ -274,6 +274,22 @@ def served(v2):
     return found
 
 
+def unharmed_and_as_promised(v2, served_before, dry, real):
+    """What is still served is as it was; a run ended as its dry run, in the same words."""
+    for key, got in served(v2).items():
+        assert got == served_before[key], 'harmed: %s %s' % key
+    assert [line.replace('Would delete', 'Deleted') for line in dry[1]] == real[1]
+    assert dry[0] == real[0]
+
+
+def left_as_expected(after, expected):
+    """Exactly the expected paths are left."""
+    left = {path if what[0] != 'folder' else path + '/'
+            for path, what in after.items() if path != '.'}
+    assert sorted(left - expected.left) == [], 'stayed'
+    assert sorted(expected.left - left) == [], 'went'
+
+
 def check(v2, images=(), untagged=False, prune=False, run=run):
     args = [arg for image in images for arg in ('-i', image)]
     args += ['-u'] * untagged + ['-p'] * prune
@@ -290,10 +306,7 @@ def check(v2, images=(), untagged=False, prune=False, run=run):
         status, messages = run(v2, *args)
         after = snapshot(v2)
 
-        for key, got in served(v2).items():
-            assert got == served_before[key], 'harmed: %s %s' % key
-        assert [line.replace('Would delete', 'Deleted') for line in dry] == messages
-        assert dry_status == status
+        unharmed_and_as_promised(v2, served_before, (dry_status, dry), (status, messages))
         if expected is None:
             assert status in (1, 2), 'not refused: ' + why
             assert after == before, 'refused, and changed something'
@@ -304,10 +317,7 @@ def check(v2, images=(), untagged=False, prune=False, run=run):
         assert ('%d tag' % len(expected.tags) in messages[-1]) or not expected.tags
         assert ('%d blob' % len(expected.blobs) in messages[-1]) or not expected.blobs
         assert not expected.warned or any(line.startswith('WARNING') for line in messages)
-        left = {path if what[0] != 'folder' else path + '/'
-                for path, what in after.items() if path != '.'}
-        assert sorted(left - expected.left) == [], 'stayed'
-        assert sorted(expected.left - left) == [], 'went'
+        left_as_expected(after, expected)
         files = {path: what for path, what in after.items() if what[0] == 'file'}
         assert files.items() <= before.items(), 'a file was written'
     except AssertionError:
