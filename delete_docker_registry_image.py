@@ -19,7 +19,7 @@ import contextlib
 import errno
 import fcntl
 import fnmatch
-import hashlib
+import gc
 import json
 import logging
 import os
@@ -29,6 +29,8 @@ import stat
 import sys
 import threading
 import time
+from collections import Counter
+from itertools import chain
 from typing import (IO, AbstractSet, Any, Callable, Dict, Iterable, Iterator, List, Mapping,
                     NamedTuple, Optional, Sequence, Set, Tuple, TypeVar)
 
@@ -43,6 +45,8 @@ JOURNAL_VERSION = 1
 UPLOAD_AGE = 24 * 3600  # seconds without a write after which an upload counts as given up
 SLOW_LISTING = 0.001  # seconds that listing a folder takes on storage that wants parallel work
 JOBS = 32  # operations at once on such storage
+PROCESSES = 4  # at most
+WORTH_A_PROCESS = 64  # repositories, or folders of blobs
 LISTING_COST = 48  # listing a folder of links costs about as much as looking for so many names
 
 Item = TypeVar('Item')
@@ -200,13 +204,22 @@ def part(document: Dict[str, Any], key: str, kind: type) -> Any:
     return value
 
 
-def digests_in(descriptors: Iterable[Dict[str, Any]], key: str = 'digest') -> Tuple[str, ...]:
+def descriptors(document: Dict[str, Any], key: str) -> List[Dict[str, Any]]:
+    """Return the list `key`, empty if null or absent.  Raises ValueError for a wrong type."""
+    items = part(document, key, list) or ()
+    return [item if type(item) is dict and USUAL_KEYS.issuperset(item) else plain(item)
+            for item in items]
+
+
+def digests_in(found: List[Dict[str, Any]], key: str = 'digest') -> Tuple[str, ...]:
     """Return the digests of descriptors.  Raises ValueError for one outside the grammar."""
-    digests: Tuple[Any, ...] = tuple([descriptor.get(key) for descriptor in descriptors])
-    for digest in digests:
-        if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
-            raise ValueError('no valid digest')
-    return digests
+    try:
+        digests = [sys.intern(descriptor[key]) for descriptor in found]
+    except (KeyError, TypeError):
+        raise ValueError('no digest')
+    if not all(map(DIGEST.fullmatch, digests)):
+        raise ValueError('no valid digest')
+    return tuple(digests)
 
 
 def parse_manifest(digest: str, content: Optional[bytes]) -> Manifest:
@@ -218,32 +231,33 @@ def parse_manifest(digest: str, content: Optional[bytes]) -> Manifest:
         return Manifest()
     if len(content) > MANIFEST_LIMIT:
         return Manifest(fault='it is larger than 4 MiB')
+    import hashlib  # not at the top: the longest of all to import
     algorithm, _, name = digest.partition(':')
     if getattr(hashlib, algorithm)(content).hexdigest() != name:
         return Manifest(fault='its content does not match its digest')
     try:
-        return Manifest(**parse_document(plain(JSON.decode(content.decode('utf-8', 'replace')))))
+        return parse_document(plain(JSON.decode(content.decode('utf-8', 'replace'))))
     except (ValueError, RecursionError) as error:
         return Manifest(fault='it is no valid manifest ({})'.format(error))
 
 
-def parse_document(document: Dict[str, Any]) -> Dict[str, Any]:
-    """Return the fields of the Manifest that a JSON object is.  Raises ValueError if it is none."""
+def parse_document(document: Dict[str, Any]) -> Manifest:
+    """Return the manifest that a JSON object is.  Raises ValueError if it is none."""
     kind = document.keys() & {'fsLayers', 'config', 'layers', 'manifests', 'blobs'}
     if not kind:
         raise ValueError('it has none of the keys of a manifest')
-    layers, blobs, old_layers, entries = (
-        [item if type(item) is dict and USUAL_KEYS.issuperset(item) else plain(item)
-         for item in part(document, key, list) or ()]
-        for key in ('layers', 'blobs', 'fsLayers', 'manifests'))
-    config, subject = ([plain(item) for item in (part(document, key, dict),) if item is not None]
-                       for key in ('config', 'subject'))
-    typed = [entry for entry in entries if part(entry, 'mediaType', str) in MANIFEST_TYPES]
-    foreign = [layer for layer in layers if 'urls' in layer and part(layer, 'urls', list)]
-    return {'blobs': digests_in(layers + blobs + config) + digests_in(old_layers, 'blobSum'),
-            'children': digests_in(entries), 'typed': digests_in(typed),
-            'foreign': digests_in(foreign), 'subject': (digests_in(subject) or (None,))[0],
-            'kind': ' '.join(sorted(kind))}
+    config, subject = ([] if value is None else [plain(value)] for value in (
+        part(document, 'config', dict), part(document, 'subject', dict)))
+    layers = descriptors(document, 'layers')
+    entries = descriptors(document, 'manifests')
+    return Manifest(
+        digests_in(layers + descriptors(document, 'blobs') + config)
+        + digests_in(descriptors(document, 'fsLayers'), 'blobSum'),
+        digests_in(entries),
+        digests_in([entry for entry in entries if part(entry, 'mediaType', str) in MANIFEST_TYPES]),
+        (digests_in(subject) or (None,))[0],
+        digests_in([layer for layer in layers if 'urls' in layer and part(layer, 'urls', list)]),
+        None, ' '.join(sorted(kind)))
 
 
 # -- The store as it is on the disk ---------------------------------------------------------------
@@ -272,10 +286,11 @@ class Repository(NamedTuple):
 
 
 class Workers:
-    """Runs file operations side by side where the storage is slow: all parallel work is in here.
+    """Runs operations side by side: all parallel work is in here.
 
-    `jobs` is how many at once; 0 lets the time of the first listings decide.  `progress` is told
-    what is going on, how many operations are done, and of how many.
+    Slow storage is waited for by threads, `jobs` at once; 0 lets the time of the first listings
+    decide.  On fast storage there is more to work out than to wait for, and processes share it.
+    `progress` is told what is going on, how many operations are done, and of how many.
     """
 
     def __init__(self, jobs: int = 0,
@@ -286,17 +301,21 @@ class Workers:
         self.listing_times: List[float] = []
         self._pool: Any = None
 
+    def threads(self) -> int:
+        """Return how many operations to run at once."""
+        times = sorted(self.listing_times)
+        return self.jobs or (JOBS if times and times[len(times) // 2] > SLOW_LISTING else 1)
+
     def each(self, function: Callable[[Item], Result], items: Sequence[Item],
              step: Optional[Callable[[], str]] = None) -> Iterator[Result]:
         """Yield function(item) for each of `items`, in their order; `step` says what it does."""
-        times = sorted(self.listing_times)
-        jobs = self.jobs or (JOBS if times and times[len(times) // 2] > SLOW_LISTING else 1)
+        threads = self.threads()
         results = map(function, items)
-        if jobs > 1 and threading.current_thread() is threading.main_thread():
+        if threads > 1 and threading.current_thread() is threading.main_thread():
             if not self._pool:
                 # Not at the top: it takes longer to import than most runs last.
                 from concurrent.futures import ThreadPoolExecutor
-                self._pool = ThreadPoolExecutor(jobs)
+                self._pool = ThreadPoolExecutor(threads)
             results = self._pool.map(function, items)
         return self._watched(results, len(items), step) if step else results
 
@@ -305,6 +324,57 @@ class Workers:
         for done, result in enumerate(results):
             self.progress(step, done + 1, total)
             yield result
+
+    def parts(self, function: Callable[[Sequence[Item]], Result],
+              items: Sequence[Item]) -> Iterator[Result]:
+        """Yield function(part) for parts that make up `items`, in their order: one, or some.
+
+        Processes share them, so `function` must do no more than return something.
+        """
+        count = 1
+        if (len(items) >= WORTH_A_PROCESS and not self.jobs and self.threads() == 1
+                and threading.active_count() == 1):  # a process is forked with one thread only
+            count = min(os.cpu_count() or 1, PROCESSES)
+        size = max(1, -(-len(items) // count))
+        with contextlib.ExitStack() as stack:
+            answers = [stack.enter_context(self._elsewhere(function, items[start:start + size]))
+                       for start in range(size, len(items), size)]
+            yield function(items[:size])
+            for answer in answers:
+                yield answer()
+
+    @contextlib.contextmanager
+    def _elsewhere(self, function: Callable[[Sequence[Item]], Result],
+                   part: Sequence[Item]) -> Iterator[Callable[[], Result]]:
+        """Call function(part) in a process of its own; give what waits for the result.
+
+        What that process does not tell, for whatever reason, is worked out in this one.
+        """
+        import pickle
+        reading, writing = os.pipe()
+        process = os.fork()
+        if not process:
+            try:
+                os.closerange(3, writing)  # the lock among them: it must not outlive a killed run
+                self.progress = lambda *_: None
+                with open(writing, 'wb') as file:
+                    pickle.dump(function(part), file, pickle.HIGHEST_PROTOCOL)
+            finally:
+                os._exit(0)
+        os.close(writing)
+
+        def answer() -> Any:
+            try:
+                return pickle.load(pipe)
+            except (EOFError, pickle.UnpicklingError):
+                return function(part)
+
+        with open(reading, 'rb') as pipe:
+            try:
+                yield answer
+            finally:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
 
 
 # Where things lie below `repositories`: {0} is the repository, {1} the name, {2} a tag.
@@ -328,14 +398,15 @@ class Store:
     def __init__(self, v2: str, workers: Workers) -> None:
         self.v2 = v2
         self.each = workers.each
+        self.parts = workers.parts
         self.listing_times = workers.listing_times
         self.gone: Set[str] = set()  # paths of what a plan removes: it reads as missing already
         self.repositories = v2 + '/repositories'
         self.blobs = v2 + '/blobs'
         self.links: Dict[str, str] = {}  # symbolic links met while reading -> where they lead
         self._names: Optional[List[str]] = None
-        self._read: Dict[str, Repository] = {}
-        self._parsed: Dict[str, Manifest] = {}
+        self.parsed: Dict[str, Manifest] = {}
+        self.known: Dict[str, Repository] = {}  # repositories that need not be read again
 
     def path(self, kind: str, repository: str, name: str = '', tag: str = '') -> str:
         """Return the path of something in a repository: `kind` is a key of PLACES."""
@@ -444,9 +515,11 @@ class Store:
             self.require_missing(path)
             return None
         try:
-            content = chunk = os.read(descriptor, min(limit + 1, 1 << 16))
-            while chunk and len(content) <= limit:
-                chunk = os.read(descriptor, limit + 1 - len(content))
+            wanted = min(limit + 1, 1 << 16)
+            content = chunk = os.read(descriptor, wanted)
+            while chunk and len(chunk) == wanted:  # a shorter one is the last one
+                wanted = limit + 1 - len(content)
+                chunk = os.read(descriptor, wanted)
                 content += chunk
             return content
         except OSError as error:
@@ -471,13 +544,13 @@ class Store:
 
     def read_manifest(self, digest: str) -> Manifest:
         """Return the manifest stored as the blob `digest`; each is read once."""
-        if digest not in self._parsed:
+        if digest not in self.parsed:
             try:
                 content = self.read(self.blob(digest) + '/data', MANIFEST_LIMIT)
-                self._parsed[digest] = parse_manifest(digest, content)
+                self.parsed[digest] = parse_manifest(digest, content)
             except OSError as error:
-                self._parsed[digest] = Manifest(fault=cannot_read(error), kind='unknown')
-        return self._parsed[digest]
+                self.parsed[digest] = Manifest(fault=cannot_read(error), kind='unknown')
+        return self.parsed[digest]
 
     def repository_names(self) -> List[str]:
         """Return the names of all repositories, sorted: folders that hold what a repository holds.
@@ -521,12 +594,10 @@ class Store:
         except OSError as error:
             return Tag(None, fault=cannot_read(error))
 
-    def read_repositories(self, names: List[str]) -> Dict[str, Repository]:
-        """Return these repositories by name; each is read once."""
-        new = [name for name in names if name not in self._read]
-        self._read.update(zip(new, self.each(self.read_repository, new,
-                                             lambda: 'Reading repositories')))
-        return {name: self._read[name] for name in names}
+    def read_repositories(self, names: Sequence[str]) -> Iterator[Repository]:
+        """Yield these repositories."""
+        return self.each(lambda name: self.known.get(name) or self.read_repository(name), names,
+                         lambda: 'Reading repositories')
 
     def read_repository(self, name: str) -> Repository:
         """Return the repository `name`, with all of its manifests."""
@@ -587,9 +658,7 @@ class Store:
             top = self.path(kind, name)
             for algorithm in self.folders(top):
                 named = algorithm == 'sha256'  # its links are named after their blobs
-                if name in self._read:
-                    found: AbstractSet[str] = getattr(self._read[name], kind).keys()
-                elif named and len(blobs) <= LISTING_COST:
+                if named and len(blobs) <= LISTING_COST:
                     found = {blob for blob in blobs if blob.startswith('sha256:')}
                 else:
                     found = {algorithm + ':' + name for name in os.listdir(top + '/' + algorithm)}
@@ -598,7 +667,7 @@ class Store:
                     if digest.startswith(algorithm) and self.has_link(folder):
                         shares_manifest = shares_manifest or kind == 'revisions'
                         yield self.target(top, digest)
-        if shares_manifest and name not in self._read:
+        if shares_manifest:
             # A tool that makes links of equal files makes one of the tag of the same manifest too.
             for tag in self.folders(self.path('tags', name)):
                 self.status(self.path('tag', name, tag) + '/current/link')
@@ -623,14 +692,26 @@ class Store:
                    for prefix in self.folders(self.blobs + '/' + algorithm)
                    for name in self.folders('/'.join((self.blobs, algorithm, prefix))))
 
-    def stored_blobs(self) -> List[str]:
-        """Return the digests of all blobs, in any order."""
-        folders = [(algorithm, prefix) for algorithm in self.folders(self.blobs)
-                   for prefix in self.folders(self.blobs + '/' + algorithm)]
-        names = self.each(lambda folder: self.hex_names(
-            self.blobs + '/' + '/'.join(folder), folder[0]), folders)
-        return [algorithm + ':' + name for (algorithm, prefix), found in zip(folders, names)
-                for name in found if name.startswith(prefix)]
+    def blob_folders(self) -> List[str]:
+        """Return the folders that hold blobs, as '<alg>/<first 2 hex>'."""
+        return [algorithm + '/' + prefix for algorithm in self.folders(self.blobs)
+                for prefix in self.folders(self.blobs + '/' + algorithm)]
+
+    def stored_blobs(self, used: AbstractSet[str] = frozenset()) -> Dict[str, int]:
+        """Return the size of each blob that is stored and not `used`, in any order."""
+        sizes: Dict[str, int] = {}
+        for found in self.parts(lambda folders: self.sizes(
+                [digest for digests in self.each(self.blobs_in, folders) for digest in digests
+                 if digest not in used]), self.blob_folders()):
+            sizes.update(found)
+        return sizes
+
+    def blobs_in(self, folder: str) -> List[str]:
+        """Return the digests of the blobs in one of the blob_folders()."""
+        algorithm, _, prefix = folder.partition('/')
+        return [algorithm + ':' + name
+                for name in self.hex_names(self.blobs + '/' + folder, algorithm)
+                if name.startswith(prefix)]
 
     def size(self, digest: str) -> Optional[int]:
         """Return the bytes that removing the blob frees, None when it is not stored."""
@@ -738,7 +819,7 @@ class Graph(NamedTuple):
     edges: Dict[str, List[str]]
     reached_by: Dict[str, List[str]]  # the same edges backwards
     referrer_tags: AbstractSet[str]
-    users: Dict[str, int]  # layer link -> how many manifests need it
+    users: Mapping[str, int]  # layer link -> how many manifests need it
 
 
 def make_graph(repository: Repository, referrers: bool = True) -> Graph:
@@ -764,13 +845,10 @@ def make_graph(repository: Repository, referrers: bool = True) -> Graph:
         for tag, owner in owners.items():
             edges[owner].append(tag_node(tag))
     reached_by: Dict[str, List[str]] = {}
-    users: Dict[str, int] = {}
     for node, reached in edges.items():
         for other in reached:
             reached_by.setdefault(other, []).append(node)
-        for digest in layers_of(repository, node):
-            users[digest] = users.get(digest, 0) + 1
-    return Graph(edges, reached_by, owners.keys(), users)
+    return Graph(edges, reached_by, owners.keys(), count_users(repository, manifests))
 
 
 def referrer_tags(repository: Repository, edges: Mapping[str, Iterable[str]]) -> Dict[str, str]:
@@ -789,16 +867,19 @@ def referrer_tags(repository: Repository, edges: Mapping[str, Iterable[str]]) ->
     return owners
 
 
-def layers_of(repository: Repository, node: str) -> Set[str]:
-    """Return the layer links that a manifest needs; a tag needs none itself.
+def layers_of(repository: Repository, digest: str) -> AbstractSet[str]:
+    """Return the layer links that a manifest needs.
 
     A layer pushed under another algorithm has a second link, under its sha256, that no manifest
     names: it is needed as long as the first one is.
     """
-    if node.startswith(':'):
-        return set()
-    links = repository.layers.keys() & {node, *repository.manifests[node].names}
-    return links.union([repository.layers[digest] for digest in links])
+    links = repository.layers.keys() & {digest, *repository.manifests[digest].names}
+    return links.union([repository.layers[link] for link in links])
+
+
+def count_users(repository: Repository, digests: Iterable[str]) -> Mapping[str, int]:
+    """Return how many of the manifests `digests` need each layer link."""
+    return Counter(chain.from_iterable(layers_of(repository, digest) for digest in digests))
 
 
 def lose(repository: Repository, graph: Graph, named: Set[str], touched: Set[str],
@@ -812,10 +893,7 @@ def lose(repository: Repository, graph: Graph, named: Set[str], touched: Set[str
     entered = [node for node in touched - named
                if node in spared or not inside.issuperset(graph.reached_by.get(node, ()))]
     nodes = inside - reach(entered, graph.edges, avoid=named)
-    lost: Dict[str, int] = {}
-    for node in nodes:
-        for digest in layers_of(repository, node):
-            lost[digest] = lost.get(digest, 0) + 1
+    lost = count_users(repository, nodes & repository.manifests.keys())
     return nodes, {digest for digest, users in lost.items()
                    if users == graph.users[digest] and digest in repository.layers}
 
@@ -1528,6 +1606,28 @@ class RegistryCleaner:
         return plan
 
 
+class Verdict:
+    """What is decided of some repositories, each on its own."""
+
+    def __init__(self) -> None:
+        self.references: List[Reference] = []
+        self.unlinked: Set[str] = set()  # blobs that lose a link
+        self.used: Set[str] = set()  # with -g: blobs that the repositories still need
+        self.signatures: List[str] = []  # those of the manifests that go
+        self.staying: Dict[str, AbstractSet[str]] = {}  # as in a Plan, and so
+        self.owners: Dict[str, str] = {}
+        self.warnings: List[str] = []
+        self.refusals: List[str] = []
+        self.matched: Set[Image] = set()  # what of the images and the exclusions is there
+        self.links: Dict[str, str] = {}  # symbolic links met
+
+    def add(self, other: 'Verdict') -> None:
+        """Add what is decided of other repositories."""
+        for name, value in vars(other).items():
+            mine = getattr(self, name)
+            (mine.extend if isinstance(value, list) else mine.update)(value)
+
+
 def plan_request(store: Store, request: Request, finished: Iterable[Reference] = ()) -> Plan:
     """Return what `request` removes.  Reads each thing once, and changes nothing.
 
@@ -1537,60 +1637,80 @@ def plan_request(store: Store, request: Request, finished: Iterable[Reference] =
     names = store.repository_names()
     refuse_unsafe_ground(store, names)
     found, wishes = by_repository(request, names)
-    repositories = store.read_repositories(names if request.garbage else sorted(wishes))
-    refuse_missing(store, request.images, found, repositories, finished)
+    verdict = Verdict()
+    for part in store.parts(lambda part: judge(store, part, wishes, time.time()), sorted(wishes)):
+        verdict.add(part)
+    store.links.update(verdict.links)
+    refuse_missing(store, request.images, found, verdict.matched, finished)
+    if verdict.refusals:
+        raise RegistryCleanerError('\n'.join(verdict.refusals))
 
-    graphs = {name: make_graph(repository) for name, repository in repositories.items()}
-    plan = Plan([], {}, [], [], {}, {}, unmatched(request, found, repositories, graphs))
-    refusals: List[str] = []
-    unlinked: Set[str] = set()  # blobs that lose a link
-    used: Set[str] = set()  # with -g: blobs that the repositories still need
-    for name, repository in repositories.items():
-        wish = wishes.get(name, request._replace(images=(), excluded=()))
+    plan = Plan(verdict.references, {}, [], verdict.signatures, verdict.staying, verdict.owners,
+                unmatched(request, found, wishes, verdict.matched) + verdict.warnings)
+    candidates = verdict.unlinked.union(plan.signatures)
+    if not request.garbage:
+        return with_blobs(store, plan, store.sizes(sorted(without_links(store, plan, candidates))),
+                          request.prune)
+    # All repositories are read, and what they use is known but for the signatures.
+    contested = candidates & verdict.used.union(plan.signatures)
+    used = verdict.used | contested - without_links(store, plan, contested)
+    blobs = store.stored_blobs(used)
+    if blobs and not used and not verdict.unlinked:
+        raise RegistryCleanerError(
+            "'{0}' holds blobs, but no repository in '{1}' links to any: is a disk not mounted? "
+            'Nothing was deleted. If they are really garbage, delete the folders in {0} by hand'
+            .format(store.blobs, store.repositories))
+    return with_blobs(store, plan, {digest: blobs[digest] for digest in sorted(blobs)},
+                      request.prune)
+
+
+def judge(store: Store, names: Sequence[str], wishes: Mapping[str, Request], now: float) -> Verdict:
+    """Return what is decided of the repositories `names`; `now` is a time in seconds."""
+    verdict = Verdict()
+    for repository in store.read_repositories(names):
+        wish = wishes[repository.name]
+        graph = make_graph(repository)
+        verdict.matched.update(matches(repository, graph, wish))
         try:
-            lost = plan_repository(store, repository, graphs[name], wish, plan)
+            judge_repository(store, repository, graph, wish, now, verdict)
         except RegistryCleanerError as error:
-            refusals.append(str(error))
-            continue
-        unlinked |= blobs_of(repository, lost)
-        if request.garbage:
-            linkless = linkless_layers(store, repository, graphs[name]) if wish.excluded else []
-            used |= blobs_kept(repository, lost + linkless)
-    if refusals:
-        raise RegistryCleanerError('\n'.join(refusals))
-
-    candidates = unlinked.union(plan.signatures)
-    blobs = without_links(store, plan, candidates)
-    if request.garbage:
-        used |= candidates - blobs
-        blobs = set(store.stored_blobs()) - used
-        if blobs and not used and not unlinked:
-            raise RegistryCleanerError(
-                "'{0}' holds blobs, but no repository in '{1}' links to any: is a disk not mounted?"
-                ' Nothing was deleted. If they are really garbage, delete the folders in {0} by '
-                'hand'.format(store.blobs, store.repositories))
-    return with_blobs(store, plan, sorted(blobs), request.prune)
+            verdict.refusals.append(str(error))
+    verdict.links = store.links
+    store.parsed.clear()  # each repository is judged once
+    return verdict
 
 
-def plan_repository(store: Store, repository: Repository, graph: Graph, wish: Request,
-                    plan: Plan) -> List[Reference]:
-    """Add to `plan` what `repository` loses when `wish` comes true, and return it."""
+def judge_repository(store: Store, repository: Repository, graph: Graph, wish: Request, now: float,
+                     verdict: Verdict) -> None:
+    """Add to `verdict` what `repository` loses when `wish` comes true."""
     name = repository.name
     if (wish.untagged and wish.images and repository.manifests
             and repository.tags.keys() <= graph.referrer_tags):
-        plan.warnings.append(
+        verdict.warnings.append(
             "Repository '{0}' has manifests and no tag, and was left alone: its images may be used "
             'by digest, or their tags kept in a database. To delete all of it: {1} -i {0}'.format(
                 name, PROGRAM))
         wish = wish._replace(images=())
-    lost = existing(store, decide(repository, graph, wish, time.time()), wish.garbage)
-    plan.references.extend(lost)
-    plan.warnings.extend(unknown_layers(repository, lost))
-    plan.owners.update(owners(repository, graph, lost))
-    plan.signatures.extend(signature for _, _, digest, _ in lost
-                           for signature in repository.signatures.get(digest, ()))
-    plan.staying[name] = repository.revisions.keys() - {digest for _, _, digest, _ in lost}
-    return lost
+    lost = existing(store, decide(repository, graph, wish, now), wish.garbage)
+    verdict.references += lost
+    verdict.unlinked |= blobs_of(repository, lost)
+    verdict.warnings += unknown_layers(repository, lost)
+    verdict.owners.update(owners(repository, graph, lost))
+    gone = {digest for _, _, digest, _ in lost}
+    verdict.signatures += [signature for digest in gone & repository.signatures.keys()
+                           for signature in repository.signatures[digest]]
+    if lost:
+        verdict.staying[name] = repository.revisions.keys() - gone
+    if wish.garbage:
+        linkless = linkless_layers(store, repository, graph) if wish.excluded else []
+        verdict.used |= blobs_kept(repository, lost + linkless)
+
+
+def matches(repository: Repository, graph: Graph, wish: Request) -> List[Image]:
+    """Return those of the images and exclusions in `wish` that name anything in `repository`."""
+    return [image for image in wish.images + wish.excluded
+            if (image.digest in repository.manifests if image.digest else
+                not image.tag or selected_tags(repository, graph, image))]
 
 
 def by_repository(request: Request, names: List[str]) -> Tuple[Dict[Image, List[str]],
@@ -1599,14 +1719,17 @@ def by_repository(request: Request, names: List[str]) -> Tuple[Dict[Image, List[
     found = {image: matching_repositories(image, names)
              for image in request.images + request.excluded}
     wishes: Dict[str, Request] = {}
+    nothing = request._replace(images=(), excluded=())
+    if request.garbage:
+        wishes = dict.fromkeys(names, nothing)
     for image in request.images:
         for name in found[image]:
-            wish = wishes.get(name, request._replace(images=(), excluded=()))
+            wish = wishes.get(name, nothing)
             wishes[name] = wish._replace(images=wish.images + (image,))
     for image in request.excluded:
         for name in found[image]:
-            if name in wishes or request.garbage:
-                wish = wishes.get(name, request._replace(images=(), excluded=()))
+            if name in wishes:
+                wish = wishes[name]
                 wishes[name] = wish._replace(excluded=wish.excluded + (image,))
     return found, wishes
 
@@ -1639,7 +1762,8 @@ def plan_rest(store: Store, unfinished: Plan, pushed_again: AbstractSet[Referenc
     planned: Dict[str, List[Reference]] = {}
     for reference in unfinished.references:
         planned.setdefault(reference.repository, []).append(reference)
-    repositories = store.read_repositories([name for name in planned if name in names])
+    repositories = {repository.name: repository for repository in store.read_repositories(
+        [name for name in planned if name in names])}
     for name, references in planned.items():
         if name in repositories:
             repository = repositories[name]
@@ -1656,7 +1780,7 @@ def plan_rest(store: Store, unfinished: Plan, pushed_again: AbstractSet[Referenc
             map(os.path.lexists, store.paths(reference) + [store.path('repository', name)]
                 if reference.kind == 'repository' else store.paths(reference))))
     blobs = without_links(store, plan, set(unfinished.blobs))
-    return with_blobs(store, plan, sorted(blobs), False)
+    return with_blobs(store, plan, store.sizes(sorted(blobs)), False)
 
 
 def without_links(store: Store, plan: Plan, blobs: Set[str]) -> Set[str]:
@@ -1668,17 +1792,17 @@ def without_links(store: Store, plan: Plan, blobs: Set[str]) -> Set[str]:
     return blobs - store.linked(blobs, plan.signatures)
 
 
-def with_blobs(store: Store, plan: Plan, blobs: List[str], prune: bool) -> Plan:
-    """Return `plan` in the order of removal, with those of `blobs` that are stored.
+def with_blobs(store: Store, plan: Plan, blobs: Dict[str, int], prune: bool) -> Plan:
+    """Return `plan` in the order of removal, with these blobs and their sizes.
 
     From here on what it removes reads as missing in `store`.
     """
-    plan.blobs.update(store.sizes(blobs))
-    store.gone.update(map(store.blob, plan.blobs))
+    store.gone.update(map(store.blob, blobs))
     refuse_other_names(store)
     return plan._replace(
+        blobs=blobs,
         references=sorted(plan.references, key=lambda reference: KINDS.index(reference.kind)),
-        signatures=[blob for blob in plan.signatures if blob in plan.blobs],
+        signatures=[blob for blob in plan.signatures if blob in blobs],
         folders=store.empty_folders() if prune else [])
 
 
@@ -1718,41 +1842,34 @@ def matching_repositories(image: Image, names: List[str]) -> List[str]:
     return found
 
 
-def unmatched(request: Request, found: Mapping[Image, List[str]],
-              repositories: Mapping[str, Repository], graphs: Mapping[str, Graph]) -> List[str]:
-    """Return a warning for each pattern and each exclusion that matches nothing.
+def unmatched(request: Request, found: Mapping[Image, List[str]], wishes: Mapping[str, Request],
+              matched: AbstractSet[Image]) -> List[str]:
+    """Return a warning for each pattern and each exclusion that names nothing.
 
-    Repositories that were not read, since nothing is asked of them, count as a match.
+    `matched` are those that name something in the repositories of `wishes`.  Where nothing is asked
+    of a repository, an exclusion of it counts as a match.
     """
-    def matches(image: Image, name: str) -> bool:
-        if name not in repositories or not (image.tag or image.digest):
-            return True
-        return bool(image.digest in repositories[name].manifests if image.digest else
-                    selected_tags(repositories[name], graphs[name], image))
-
     return ["Nothing matches '{}'".format(image) for image in found
-            if (image.pattern or image in request.excluded)
-            and not any(matches(image, name) for name in found[image])]
+            if (image.pattern or image in request.excluded) and image not in matched
+            and wishes.keys() >= set(found[image])]
 
 
 def refuse_missing(store: Store, images: Iterable[Image], found: Mapping[Image, List[str]],
-                   repositories: Mapping[str, Repository], finished: Iterable[Reference]) -> None:
-    """Refuse when one of `images` is no pattern, and neither there nor just `finished`."""
+                   matched: AbstractSet[Image], finished: Iterable[Reference]) -> None:
+    """Refuse when one of `images` is no pattern, and neither `matched` nor just `finished`."""
     gone = {(repository, name) for _, repository, name, _ in finished}
     missing = []
     for image in images:
         name = found[image][0] if found[image] else image.name
         part = image.tag or image.digest or ''
-        there = repositories.get(name)
-        if image.pattern or (name, part) in gone or (name, '') in gone or there and (
-                not part or part in there.tags or part in there.manifests):
+        if image.pattern or image in matched or not gone.isdisjoint([(name, part), (name, '')]):
             continue
         what = "No repository '{}'".format(name)
-        if there:
+        if found[image]:
             what += " {} '{}'".format('tag' if image.tag else 'manifest', part)
         shorter = image.name.partition('/')[2]
         hint = ". Did you mean '{}'?".format(shorter) if (
-            not there and shorter in store.repository_names()) else ''
+            not found[image] and shorter in store.repository_names()) else ''
         missing.append('{} found in repositories directory {}{}'.format(
             what, store.repositories, hint))
     if missing:
@@ -1836,14 +1953,18 @@ def list_images(store: Store, request: Request) -> Listing:
     """Return what `request` selects: all tags if it names no image.  Changes nothing."""
     names = store.repository_names()
     found, wishes = by_repository(request, names)
-    repositories = store.read_repositories(names)
-    refuse_missing(store, request.images, found, repositories, ())
+    repositories = {repository.name: repository for repository in store.read_repositories(names)}
+    store.known = dict(repositories)
+    graphs = {name: make_graph(repository) for name, repository in repositories.items()}
+    matched = {image for name, wish in wishes.items()
+               for image in matches(repositories[name], graphs[name], wish)}
+    refuse_missing(store, request.images, found, matched, ())
     try:
         refuse_unsafe_ground(store, names)
         refused = False
     except RegistryCleanerError:
         refused = True
-    sizes = store.sizes(store.stored_blobs())
+    sizes = store.stored_blobs()
     links: Dict[str, int] = {}  # blob -> how many links to it there are
     for name, repository in repositories.items():
         layers = list(repository.layers)
@@ -1866,7 +1987,7 @@ def list_images(store: Store, request: Request) -> Listing:
         'blobs': len(sizes), 'size': sum(sizes.values()),
         'untagged': freed_by(store, everything),
         'garbage': freed_by(store, Request(garbage=True))}
-    return Listing(rows, totals, unmatched(request, found, repositories, graphs) if names else [])
+    return Listing(rows, totals, unmatched(request, found, wishes, matched) if names else [])
 
 
 def all_links(repository: Repository) -> List[str]:
@@ -2022,7 +2143,10 @@ LINES = {'tag': 'tag {0}:{1}', 'entry': 'history entry {1} of {0}:{2}', 'index':
 
 
 def describe(plan: Plan, verb: str) -> Iterator[Tuple[int, str]]:
-    """Yield (log level, line) for each thing that `plan` removes, and last the summary."""
+    """Yield (log level, line) for what `plan` removes, if that level is logged; the summary last.
+
+    What goes with an image is counted there, and has a line of its own at level DEBUG.
+    """
     whole = {name for kind, name, *_ in plan.references if kind == 'repository'}
     images: Dict[str, List[int]] = {}  # image -> how many manifests, blobs and bytes go with it
     for kind, name, digest, _ in plan.references:
@@ -2033,23 +2157,26 @@ def describe(plan: Plan, verb: str) -> Iterator[Tuple[int, str]]:
         found[1] += 1
         found[2] += size
     for kind, *names in plan.references:
-        line = verb + ' ' + LINES[kind].format(*names)
-        if kind in ('tag', 'repository'):
-            manifests, blobs, size = images.get(':'.join(filter(None, names)), (0, 0, 0))
-            line += ' ({}, {}, {})'.format(
-                count(manifests, 'manifest'), count(blobs, 'blob'), size_text(size))
         shown = kind == 'repository' or kind in ('tag', 'upload') and names[0] not in whole
-        yield logging.INFO if shown else logging.DEBUG, line
+        level = logging.INFO if shown else logging.DEBUG
+        if log.isEnabledFor(level):
+            line = verb + ' ' + LINES[kind].format(*names)
+            if kind in ('tag', 'repository'):
+                manifests, blobs, size = images.get(':'.join(filter(None, names)), (0, 0, 0))
+                line += ' ({}, {}, {})'.format(
+                    count(manifests, 'manifest'), count(blobs, 'blob'), size_text(size))
+            yield level, line
     for name in sorted({name for _, name, *_ in plan.references} - whole):
         manifests, blobs, size = images.get(name, (0, 0, 0))
         if manifests:
             yield logging.INFO, '{} {} of {} ({}, {})'.format(
                 verb, count(manifests, 'untagged manifest'), name, count(blobs, 'blob'),
                 size_text(size))
-    for digest, size in plan.blobs.items():
-        yield logging.DEBUG, '{} blob {} ({})'.format(verb, digest, size_text(size))
-    for folder in plan.folders:
-        yield logging.DEBUG, "{} empty folder '{}'".format(verb, folder)
+    if log.isEnabledFor(logging.DEBUG):
+        for digest, size in plan.blobs.items():
+            yield logging.DEBUG, '{} blob {} ({})'.format(verb, digest, size_text(size))
+        for folder in plan.folders:
+            yield logging.DEBUG, "{} empty folder '{}'".format(verb, folder)
     yield logging.INFO, summary(plan, verb)
 
 
@@ -2356,6 +2483,7 @@ def report(plan: Plan, dry_run: bool) -> None:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line `argv`, the process's own by default; return the exit status."""
     logging.raiseExceptions = False  # nobody may be reading, and the work goes on
+    gc.disable()  # there are a million objects to look through, and no cycles among them
     try:
         return run(argv)
     finally:

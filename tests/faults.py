@@ -10,6 +10,7 @@ Since there are thousands of runs, they do not start Python each time: this file
 program that imports the script once, and then forks a process of its own for each run.
 """
 
+import hashlib  # noqa: F401  (the runs need it, and few should pay for it each)
 import json
 import os
 import shutil
