@@ -30,7 +30,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from itertools import chain
+from itertools import chain, compress, groupby
 from typing import (IO, AbstractSet, Any, Callable, Dict, Iterable, Iterator, List, Mapping,
                     NamedTuple, Optional, Sequence, Set, Tuple, TypeVar)
 
@@ -1329,23 +1329,19 @@ class Remover:
 
     def remove_references(self, references: List[Reference], together: bool) -> List[Reference]:
         """Remove `references`, those of a repository `together`; return those that are gone."""
-        groups: Dict[Any, List[Reference]] = {}
-        for reference in references:
-            groups.setdefault(reference.repository if together else reference, []).append(reference)
-        done = []
-        for group, gone in zip(groups.values(), self.each(
-                lambda group: [self.remove_reference(reference) for reference in group],
-                list(groups.values()), lambda: 'Deleting references')):
-            done += [reference for reference, outcome in zip(group, gone) if self.account(outcome)]
-        return done
+        groups = [[reference] for reference in references]
+        if together:
+            groups = [list(group) for _, group in groupby(references, lambda one: one.repository)]
+        outcomes = self.each(lambda group: [self.remove_reference(one) for one in group], groups,
+                             lambda: 'Deleting references')
+        return [reference for reference, outcome in zip(references, chain.from_iterable(outcomes))
+                if self.account(outcome)]
 
     def remove_reference(self, reference: Reference) -> Any:
         """Remove what `reference` names; return as attempt() does."""
-        def function() -> bool:
-            for path in self.store.paths(reference):
-                remove(path, 'link' if reference.kind in DIGEST_KINDS else '')
-            return True
-        return self.attempt(function, reference.repository)
+        file = 'link' if reference.kind in DIGEST_KINDS else ''
+        return self.attempt(lambda: all([remove(path, file) for path in self.store.paths(reference)
+                                         ]), reference.repository)
 
     def attempt(self, function: Callable[[], bool], repository: str = '') -> Any:
         """Return whether `function`, which removes, did, or the OSError that it met."""
@@ -1953,8 +1949,9 @@ def list_images(store: Store, request: Request) -> Listing:
     """Return what `request` selects: all tags if it names no image.  Changes nothing."""
     names = store.repository_names()
     found, wishes = by_repository(request, names)
-    repositories = {repository.name: repository for repository in store.read_repositories(names)}
-    store.known = dict(repositories)
+    repositories = {repository.name: linked_layers_only(store, repository)
+                    for repository in store.read_repositories(names)}
+    store.known = repositories
     graphs = {name: make_graph(repository) for name, repository in repositories.items()}
     matched = {image for name, wish in wishes.items()
                for image in matches(repositories[name], graphs[name], wish)}
@@ -1966,15 +1963,9 @@ def list_images(store: Store, request: Request) -> Listing:
         refused = True
     sizes = store.stored_blobs()
     links: Dict[str, int] = {}  # blob -> how many links to it there are
-    for name, repository in repositories.items():
-        layers = list(repository.layers)
-        linked = store.each(
-            lambda digest: store.has_link(store.path('layer', name, digest)), layers)
-        repositories[name] = repository._replace(layers={
-            digest: repository.layers[digest] for digest, there in zip(layers, linked) if there})
-        for blob in all_links(repositories[name]):
+    for repository in repositories.values():
+        for blob in all_links(repository):
             links[blob] = links.get(blob, 0) + 1
-    graphs = {name: make_graph(repository) for name, repository in repositories.items()}
     rows: List[Row] = []
     for name, wish in sorted(wishes.items()):
         rows += list_tags(repositories[name], graphs[name], wish, sizes, {} if refused else links)
@@ -1988,6 +1979,13 @@ def list_images(store: Store, request: Request) -> Listing:
         'untagged': freed_by(store, everything),
         'garbage': freed_by(store, Request(garbage=True))}
     return Listing(rows, totals, unmatched(request, found, wishes, matched) if names else [])
+
+
+def linked_layers_only(store: Store, repository: Repository) -> Repository:
+    """Return `repository` without the folders of layers that have lost their link."""
+    there = store.each(lambda digest: store.has_link(store.path('layer', repository.name, digest)),
+                       list(repository.layers))
+    return repository._replace(layers=dict(compress(repository.layers.items(), there)))
 
 
 def all_links(repository: Repository) -> List[str]:
