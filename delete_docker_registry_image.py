@@ -148,6 +148,7 @@ KEYS = {key.casefold(): key for key in (
     'schemaVersion mediaType artifactType config layers manifests blobs subject digest size urls '
     'platform annotations data fsLayers blobSum name tag architecture history signatures').split()}
 USUAL_KEYS = frozenset(KEYS.values())
+MANIFEST_KEYS = frozenset(('fsLayers', 'config', 'layers', 'manifests', 'blobs'))  # it has some
 MANIFEST_TYPES = frozenset((
     'application/vnd.docker.distribution.manifest.v1+json',
     'application/vnd.docker.distribution.manifest.v1+prettyjws',
@@ -213,6 +214,8 @@ def descriptors(document: Dict[str, Any], key: str) -> List[Dict[str, Any]]:
 
 def digests_in(found: List[Dict[str, Any]], key: str = 'digest') -> Tuple[str, ...]:
     """Return the digests of descriptors.  Raises ValueError for one outside the grammar."""
+    if not found:
+        return ()
     try:
         digests = [sys.intern(descriptor[key]) for descriptor in found]
     except (KeyError, TypeError):
@@ -243,21 +246,19 @@ def parse_manifest(digest: str, content: Optional[bytes]) -> Manifest:
 
 def parse_document(document: Dict[str, Any]) -> Manifest:
     """Return the manifest that a JSON object is.  Raises ValueError if it is none."""
-    kind = document.keys() & {'fsLayers', 'config', 'layers', 'manifests', 'blobs'}
+    kind = MANIFEST_KEYS & document.keys()
     if not kind:
         raise ValueError('it has none of the keys of a manifest')
-    config, subject = ([] if value is None else [plain(value)] for value in (
-        part(document, 'config', dict), part(document, 'subject', dict)))
-    layers = descriptors(document, 'layers')
-    entries = descriptors(document, 'manifests')
-    return Manifest(
-        digests_in(layers + descriptors(document, 'blobs') + config)
-        + digests_in(descriptors(document, 'fsLayers'), 'blobSum'),
-        digests_in(entries),
-        digests_in([entry for entry in entries if part(entry, 'mediaType', str) in MANIFEST_TYPES]),
-        (digests_in(subject) or (None,))[0],
-        digests_in([layer for layer in layers if 'urls' in layer and part(layer, 'urls', list)]),
-        None, ' '.join(sorted(kind)))
+    layers, blobs, old_layers, entries = [
+        descriptors(document, key) if key in kind else []
+        for key in ('layers', 'blobs', 'fsLayers', 'manifests')]
+    config, subject = [[] if document.get(key) is None else [plain(document[key])]
+                       for key in ('config', 'subject')]
+    typed = [entry for entry in entries if part(entry, 'mediaType', str) in MANIFEST_TYPES]
+    foreign = [layer for layer in layers if 'urls' in layer and part(layer, 'urls', list)]
+    return Manifest(digests_in(layers + blobs + config) + digests_in(old_layers, 'blobSum'),
+                    digests_in(entries), digests_in(typed), (digests_in(subject) or (None,))[0],
+                    digests_in(foreign), None, ' '.join(sorted(kind)))
 
 
 # -- The store as it is on the disk ---------------------------------------------------------------
@@ -268,7 +269,7 @@ class Tag(NamedTuple):
     digest: Optional[str]  # None: broken
     history: Tuple[str, ...] = ()  # every digest that its index has a link to
     entries: Tuple[str, ...] = ()  # these, and those whose folder has lost its link
-    pushed: Optional[float] = None  # time of the last write to its link, in seconds
+    pushed: Optional[float] = None  # time of the last write to its link, in seconds, if `dated`
     fault: Optional[str] = None  # why its link cannot be read
 
 
@@ -400,6 +401,7 @@ class Store:
         self.each = workers.each
         self.parts = workers.parts
         self.listing_times = workers.listing_times
+        self.dated = False  # whether to read when each tag was pushed
         self.gone: Set[str] = set()  # paths of what a plan removes: it reads as missing already
         self.repositories = v2 + '/repositories'
         self.blobs = v2 + '/blobs'
@@ -506,13 +508,23 @@ class Store:
             return False
         return self.exists(folder + '/link')
 
-    def read(self, path: str, limit: int) -> Optional[bytes]:
-        """Return at most `limit` + 1 bytes of the file `path`, None when it is missing."""
+    def open(self, path: str) -> Optional[int]:
+        """Return a descriptor of the file `path`, None when it is missing; take note of a link."""
+        flags = os.O_RDONLY | os.O_NONBLOCK  # never wait for the other end of a pipe
         try:
-            # Never wait for the other end of a pipe that lies where a file belongs.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            return os.open(path, flags | os.O_NOFOLLOW)
         except FileNotFoundError:
             self.require_missing(path)
+            return None
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+        return os.open(path, flags) if self.exists(path) else None
+
+    def read(self, path: str, limit: int) -> Optional[bytes]:
+        """Return at most `limit` + 1 bytes of the file `path`, None when it is missing."""
+        descriptor = self.open(path)
+        if descriptor is None:
             return None
         try:
             wanted = min(limit + 1, 1 << 16)
@@ -585,12 +597,12 @@ class Store:
         folder = self.path('tag', name, tag)
         try:
             self.status(folder + '/current')
-            status = self.status(folder + '/current/link')
-            digest = self.read_link(folder + '/current') if status else None
+            digest = self.read_link(folder + '/current')
+            pushed = self.status(folder + '/current/link') if self.dated else None
             entries = tuple(self.digests(folder + '/index'))
-            return Tag(digest, tuple(entry for entry in entries if entry == digest or self.exists(
-                self.path('entry', name, entry, tag) + '/link')),
-                entries, status.st_mtime if status else None)
+            return Tag(digest, tuple([entry for entry in entries if entry == digest or self.exists(
+                self.path('entry', name, entry, tag) + '/link')]),
+                entries, pushed.st_mtime if pushed else None)
         except OSError as error:
             return Tag(None, fault=cannot_read(error))
 
@@ -833,8 +845,8 @@ def make_graph(repository: Repository, referrers: bool = True) -> Graph:
     edges = {digest: [child for child in manifest.children if child in manifests]
              for digest, manifest in manifests.items()}
     everything = list(manifests)
-    for tag, (current, history, *_) in tags.items():
-        named = (current,) if current else history
+    for tag in tags:
+        named = (tags[tag].digest,) if tags[tag].digest else tags[tag].history
         edges[tag_node(tag)] = [d for d in named if d in manifests] if named else everything
     owners: Dict[str, str] = {}
     if referrers:
@@ -867,14 +879,15 @@ def referrer_tags(repository: Repository, edges: Mapping[str, Iterable[str]]) ->
     return owners
 
 
-def layers_of(repository: Repository, digest: str) -> AbstractSet[str]:
+def layers_of(repository: Repository, digest: str) -> Set[str]:
     """Return the layer links that a manifest needs.
 
     A layer pushed under another algorithm has a second link, under its sha256, that no manifest
     names: it is needed as long as the first one is.
     """
-    links = repository.layers.keys() & {digest, *repository.manifests[digest].names}
-    return links.union([repository.layers[link] for link in links])
+    layers = repository.layers
+    links = [link for link in (digest,) + repository.manifests[digest].names if link in layers]
+    return {*links, *[layers[link] for link in links]}
 
 
 def count_users(repository: Repository, digests: Iterable[str]) -> Mapping[str, int]:
@@ -1633,6 +1646,7 @@ def plan_request(store: Store, request: Request, finished: Iterable[Reference] =
     names = store.repository_names()
     refuse_unsafe_ground(store, names)
     found, wishes = by_repository(request, names)
+    store.dated = request.keep_last is not None or request.older_than is not None
     verdict = Verdict()
     for part in store.parts(lambda part: judge(store, part, wishes, time.time()), sorted(wishes)):
         verdict.add(part)
@@ -1949,6 +1963,7 @@ def list_images(store: Store, request: Request) -> Listing:
     """Return what `request` selects: all tags if it names no image.  Changes nothing."""
     names = store.repository_names()
     found, wishes = by_repository(request, names)
+    store.dated = True
     repositories = {repository.name: linked_layers_only(store, repository)
                     for repository in store.read_repositories(names)}
     store.known = repositories
