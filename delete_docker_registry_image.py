@@ -20,7 +20,6 @@ import errno
 import fcntl
 import fnmatch
 import gc
-import json
 import logging
 import os
 import re
@@ -30,6 +29,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from functools import lru_cache
 from itertools import chain, compress, groupby
 from typing import (IO, AbstractSet, Any, Callable, Dict, Iterable, Iterator, List, Mapping,
                     NamedTuple, Optional, Sequence, Set, Tuple, TypeVar)
@@ -160,10 +160,6 @@ MANIFEST_TYPES = frozenset((
 ))
 
 
-# Numbers mean nothing here, and reading a huge integer would take quadratic time.
-JSON = json.JSONDecoder(parse_int=float)
-
-
 class Manifest(NamedTuple):
     """What one manifest names: nothing if it is missing, nobody knows what if it is unreadable."""
 
@@ -225,6 +221,21 @@ def digests_in(found: List[Dict[str, Any]], key: str = 'digest') -> Tuple[str, .
     return tuple(digests)
 
 
+# These two modules take the longest to import, and a run may do without.
+
+@lru_cache(maxsize=None)
+def hash_function(algorithm: str) -> Any:
+    import hashlib
+    return getattr(hashlib, algorithm)
+
+
+@lru_cache(maxsize=None)
+def json_decoder() -> Any:
+    import json
+    # Numbers mean nothing here, and reading a huge integer would take quadratic time.
+    return json.JSONDecoder(parse_int=float)
+
+
 def parse_manifest(digest: str, content: Optional[bytes]) -> Manifest:
     """Return what the manifest `digest` with this content (None: missing) names.
 
@@ -234,12 +245,11 @@ def parse_manifest(digest: str, content: Optional[bytes]) -> Manifest:
         return Manifest()
     if len(content) > MANIFEST_LIMIT:
         return Manifest(fault='it is larger than 4 MiB')
-    import hashlib  # not at the top: the longest of all to import
     algorithm, _, name = digest.partition(':')
-    if getattr(hashlib, algorithm)(content).hexdigest() != name:
+    if hash_function(algorithm)(content).hexdigest() != name:
         return Manifest(fault='its content does not match its digest')
     try:
-        return parse_document(plain(JSON.decode(content.decode('utf-8', 'replace'))))
+        return parse_document(plain(json_decoder().decode(content.decode('utf-8', 'replace'))))
     except (ValueError, RecursionError) as error:
         return Manifest(fault='it is no valid manifest ({})'.format(error))
 
@@ -1187,6 +1197,7 @@ class Journal:
 
         Raises RegistryCleanerError when it cannot be understood: nothing goes on its word.
         """
+        import json
         try:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
             with open(os.open(self.path, flags), 'rb') as file:
@@ -1231,6 +1242,7 @@ class Journal:
 
         A full disk is what this program is for: then it goes on without.
         """
+        import json
         record = {'version': JOURNAL_VERSION, 'blobs': sorted(plan.blobs),
                   'signatures': plan.signatures,
                   'references': [[*reference, self.stamp(reference) if reference.kind in STAMPED
@@ -2456,6 +2468,7 @@ def run(argv: Optional[Sequence[str]]) -> int:
         log.error('Interrupted')
     terminal.clear()
     if arguments.json:
+        import json
         text = json.dumps(result, indent=2)
     return status if put(text) or not arguments.list else 1
 
