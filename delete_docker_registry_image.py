@@ -17,13 +17,10 @@ What cannot be understood is kept, and what a kept image may need is never remov
 import argparse
 import contextlib
 import errno
-import fcntl
-import fnmatch
 import gc
 import logging
 import os
 import re
-import signal
 import stat
 import sys
 import threading
@@ -125,19 +122,24 @@ def parse_image(text: str) -> Image:
     for component in name.split('/'):
         if not (is_pattern(component) or COMPONENT.fullmatch(component)) or len(name) > 255:
             raise ValueError("'{}' is no valid image name".format(text))
-    for part in (name, tag):
-        try:
-            re.compile(fnmatch.translate(part))
-        except re.error:
-            raise ValueError("'{}' is no valid pattern".format(text))
+    try:
+        for part in filter(is_pattern, (name, tag)):
+            pattern(part)
+    except re.error:
+        raise ValueError("'{}' is no valid pattern".format(text))
     return Image(name, tag or None, digest or None)
+
+
+def pattern(text: str) -> 're.Pattern[str]':
+    """Return the expression that a shell pattern stands for.  Raises re.error."""
+    import fnmatch
+    return re.compile(fnmatch.translate(text))
 
 
 def matching(wanted: str, names: Iterable[str]) -> List[str]:
     """Return those of `names` that `wanted`, a name or a pattern, selects (`*` matches `/` too)."""
     if is_pattern(wanted):
-        match = re.compile(fnmatch.translate(wanted)).match
-        return [name for name in names if match(name)]
+        return list(filter(pattern(wanted).match, names))
     return [wanted] if wanted in names else []
 
 
@@ -362,6 +364,7 @@ class Workers:
         What that process does not tell, for whatever reason, is worked out in this one.
         """
         import pickle
+        import signal
         reading, writing = os.pipe()
         process = os.fork()
         if not process:
@@ -1420,6 +1423,7 @@ class Remover:
 @contextlib.contextmanager
 def locked(v2: str) -> Iterator[None]:
     """Hold the lock on the store.  Raises RegistryCleanerError when another run holds it."""
+    import fcntl
     descriptor = os.open(v2, os.O_RDONLY)
     try:
         try:
@@ -2489,6 +2493,8 @@ def put(text: str) -> bool:
 
 def catch_signals(cleaner: RegistryCleaner) -> None:
     """Let SIGINT and SIGTERM end a run between two removals, and at once while it only reads."""
+    import signal
+
     def catch(number: int, frame: Any) -> None:
         if not cleaner.removing:
             raise Interrupted(number)
