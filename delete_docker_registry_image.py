@@ -63,15 +63,15 @@ def cannot_read(error: OSError) -> str:
 
 # -- Digests, names and images --------------------------------------------------------------------
 
-HEX_LENGTH = {'sha256': 64, 'sha384': 96, 'sha512': 128}
-HEX = {name: re.compile('[0-9a-f]{%d}' % length) for name, length in HEX_LENGTH.items()}
-ONE_DIGEST = '(?:' + '|'.join('%s:[0-9a-f]{%d}' % pair for pair in HEX_LENGTH.items()) + ')'
+HEX = {'sha256': re.compile('[0-9a-f]{64}'), 'sha384': re.compile('[0-9a-f]{96}'),
+       'sha512': re.compile('[0-9a-f]{128}')}
+ONE_DIGEST = '(?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})'
 DIGEST = re.compile(ONE_DIGEST)
-LEFTOVER = re.compile('(_layers|_manifests/revisions)/' + ONE_DIGEST.replace(':[', '/['))
-COMPONENT = re.compile(r'[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*')
-TAG = re.compile(r'[A-Za-z0-9_][A-Za-z0-9._-]{0,127}')
+LEFTOVER = '(_layers|_manifests/revisions)/' + ONE_DIGEST.replace(':[', '/[')
+COMPONENT = r'[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*'
+TAG = r'[A-Za-z0-9_][A-Za-z0-9._-]{0,127}'
 REFERRER_TAG = re.compile('(' + ONE_DIGEST.replace(':[', '-[') + r')(?:\..*)?', re.DOTALL)
-HOST_WITH_PORT = re.compile(r'(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]+/')
+HOST_WITH_PORT = r'(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]+/'
 
 
 def is_digest(text: str) -> bool:
@@ -81,7 +81,7 @@ def is_digest(text: str) -> bool:
 
 def is_pattern(text: str) -> bool:
     """Tell whether `text` is a shell pattern, and not one name."""
-    return any(character in text for character in '*?[')
+    return not set('*?[').isdisjoint(text)
 
 
 class Image(NamedTuple):
@@ -94,11 +94,21 @@ class Image(NamedTuple):
     @property
     def pattern(self) -> bool:
         """Whether it may name any number of images, none included."""
-        return is_pattern(self.name) or is_pattern(self.tag or '')
+        return is_pattern(self.name + (self.tag or ''))
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is whole repositories."""
+        return not (self.tag or self.digest)
 
     def __str__(self) -> str:
         return self.name + (':' + self.tag if self.tag else '') + (
             '@' + self.digest if self.digest else '')
+
+
+def names_whole(images: Iterable[Image]) -> bool:
+    """Tell whether any of `images` is a whole repository."""
+    return any(image.whole for image in images)
 
 
 def parse_image(text: str) -> Image:
@@ -107,7 +117,7 @@ def parse_image(text: str) -> Image:
     A host with a port in front, as `docker push` prints it, is dropped: no repository's name holds
     a colon.  Raises ValueError for whatever the registry's reference grammar does not allow.
     """
-    host = HOST_WITH_PORT.match(text)
+    host = re.match(HOST_WITH_PORT, text)
     rest = text[host.end():] if host else text
     name, at, digest = rest.partition('@')
     slash = name.rfind('/') + 1
@@ -117,10 +127,10 @@ def parse_image(text: str) -> Image:
         raise ValueError("'{}' names a tag and a digest: give one of them".format(text))
     if at and not is_digest(digest):
         raise ValueError("'{}' has no valid digest after the '@'".format(text))
-    if colon and not (is_pattern(tag) or TAG.fullmatch(tag)):
+    if colon and not (is_pattern(tag) or re.fullmatch(TAG, tag)):
         raise ValueError("'{}' has no valid tag after the ':'".format(text))
     for component in name.split('/'):
-        if not (is_pattern(component) or COMPONENT.fullmatch(component)) or len(name) > 255:
+        if not (is_pattern(component) or re.fullmatch(COMPONENT, component)) or len(name) > 255:
             raise ValueError("'{}' is no valid image name".format(text))
     try:
         for part in filter(is_pattern, (name, tag)):
@@ -403,6 +413,11 @@ PLACES = {
 DIGEST_KINDS = ('entry', 'index', 'manifest', 'alias', 'layer')  # their name is a digest
 
 
+def subfolders(entries: Iterable['os.DirEntry[str]']) -> List[str]:
+    """Return the paths of those of `entries` that are folders, and no symbolic links to some."""
+    return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
 class Store:
     """A registry's v2 folder: makes every path in it, and reads what lies there.
 
@@ -668,7 +683,7 @@ class Store:
         for path in folders:  # grows as it goes
             entries = self.entries(path)
             times += [entry.stat(follow_symlinks=False).st_mtime for entry in entries]
-            folders += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            folders += subfolders(entries)
         return max(times)
 
     def links_to(self, name: str, blobs: AbstractSet[str],
@@ -712,10 +727,8 @@ class Store:
 
     def holds_a_blob(self) -> bool:
         """Tell whether any blob is stored at all."""
-        return any(self.exists(self.blob(algorithm + ':' + name) + '/data')
-                   for algorithm in self.folders(self.blobs)
-                   for prefix in self.folders(self.blobs + '/' + algorithm)
-                   for name in self.folders('/'.join((self.blobs, algorithm, prefix))))
+        return any(self.exists(self.blob(digest) + '/data')
+                   for folder in self.blob_folders() for digest in self.blobs_in(folder))
 
     def blob_folders(self) -> List[str]:
         """Return the folders that hold blobs, as '<alg>/<first 2 hex>'."""
@@ -765,7 +778,7 @@ class Store:
         for path in walk:  # grows as it goes
             entries = self.entries(path)
             held[path] = len(entries)
-            walk += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            walk += subfolders(entries)
         for path in reversed(walk[1:]):
             if not held[path]:
                 held[os.path.dirname(path)] -= 1
@@ -803,8 +816,14 @@ class Reference(NamedTuple):
 # An index goes before the manifests, its children among them; an alias, a layer link under another
 # algorithm, before the sha256 link that it needs.  A leftover is a folder that has lost its link.
 KINDS = ('tag', 'entry', 'index', 'manifest', 'alias', 'layer', 'leftover', 'upload', 'repository')
+MANIFESTS = ('index', 'manifest')
 LAYERS = ('alias', 'layer')
 STAMPED = ('tag', 'index', 'manifest')  # what a push writes anew
+
+
+def named(references: Iterable[Reference], *kinds: str) -> Set[str]:
+    """Return the names in those of `references` that are of these kinds."""
+    return {name for kind, _, name, _ in references if kind in kinds}
 
 
 class Plan(NamedTuple):
@@ -1017,10 +1036,10 @@ def decide(repository: Repository, graph: Graph, wish: Request, now: float) -> L
     Raises RegistryCleanerError when that cannot be known or must not be.
     """
     name, tags, manifests = repository.name, repository.tags, repository.manifests
-    if any(not (image.tag or image.digest) for image in wish.excluded):
+    if names_whole(wish.excluded):
         require_readable(repository, (), manifests if wish.garbage else ())
         return []
-    bare = any(not (image.tag or image.digest) for image in wish.images)
+    bare = names_whole(wish.images)
     spared = {tag_node(tag) for image in wish.excluded
               for tag in selected_tags(repository, graph, image)}
     spared.update(image.digest for image in wish.excluded if image.digest in manifests)
@@ -1030,11 +1049,11 @@ def decide(repository: Repository, graph: Graph, wish: Request, now: float) -> L
     chosen = chosen_tags(repository, graph, wish, now)
     if bare and not wish.untagged:
         chosen.update(tags if whole else tags.keys() - graph.referrer_tags)
-    named = {tag_node(tag) for tag in tags if tag in chosen or tags[tag].digest in digests}
-    named = (named | digests) - spared
+    asked = {tag_node(tag) for tag in tags if tag in chosen or tags[tag].digest in digests}
+    asked = (asked | digests) - spared
     touched = (reach(manifests, graph.edges) if bare else
                what_goes_with(repository, graph, chosen, digests)) | spared
-    lost, layers = lose(repository, graph, named, touched, spared)
+    lost, layers = lose(repository, graph, asked, touched, spared)
 
     kept_tags = [tag for tag in tags if tag_node(tag) not in lost]
     kept = manifests.keys() - lost
@@ -1072,22 +1091,21 @@ def what_still_goes(repository: Repository, planned: List[Reference],
     `changed` are the tags and manifests in it that were pushed again since then.  They stay, and so
     does all that anything there needs now.  Raises RegistryCleanerError as decide() does.
     """
-    going = {kind: {reference.name for reference in planned
-                    if reference.kind == kind and reference not in changed} for kind in KINDS}
+    planned = [reference for reference in planned if reference not in changed]
     graph = make_graph(repository, referrers=False)
-    named = {tag_node(tag) for tag in repository.tags if tag in going['tag']}
-    touched = (going['index'] | going['manifest']) & repository.manifests.keys()
-    lost, layers = lose(repository, graph, named, touched)
+    tags = set(map(tag_node, repository.tags.keys() & named(planned, 'tag')))
+    touched = repository.manifests.keys() & named(planned, *MANIFESTS)
+    lost, layers = lose(repository, graph, tags, touched)
     kept_tags = [tag for tag in repository.tags if tag_node(tag) not in lost]
     kept = repository.manifests.keys() - lost
     require_readable(repository, kept_tags, kept)
     stay = {'tag': set(kept_tags), 'index': kept, 'manifest': kept, 'entry': kept,
             **dict.fromkeys(LAYERS, graph.users.keys() - layers)}
-    if (kept_tags or kept or repository.layers.keys() - going['layer'] - going['alias']
-            or repository.uploads.keys() - going['upload']):
+    if (kept_tags or kept or repository.layers.keys() - named(planned, *LAYERS)
+            or repository.uploads.keys() - named(planned, 'upload')):
         stay['repository'] = {''}
-    return [reference for reference in planned if reference not in changed
-            and reference.name not in stay.get(reference.kind, ())]
+    return [reference for reference in planned
+            if reference.name not in stay.get(reference.kind, ())]
 
 
 def refuse_other_names(store: Store) -> None:
@@ -1144,11 +1162,11 @@ def remove(path: str, file: str = '') -> bool:
         folders = [path]
         for folder in folders:  # grows as it goes
             with os.scandir(folder) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
-            folders += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-            for entry in entries:
-                if not entry.is_dir(follow_symlinks=False):
-                    os.unlink(entry.path)
+                entries = list(found)
+            below = sorted(subfolders(entries))
+            folders += below
+            for other in sorted({entry.path for entry in entries}.difference(below)):
+                os.unlink(other)
         for folder in reversed(folders):
             os.rmdir(folder)
     except FileNotFoundError:
@@ -1282,7 +1300,7 @@ def is_reference(reference: Reference) -> bool:
     return (all(part not in ('', '.', '..') and '/' not in part and '\0' not in part
                 for part in parts)
             and (is_digest(name) if kind in DIGEST_KINDS else True)
-            and (LEFTOVER.fullmatch(name) is not None if kind == 'leftover' else True)
+            and (re.fullmatch(LEFTOVER, name) is not None if kind == 'leftover' else True)
             and (kind != 'repository' or not name))
 
 
@@ -1722,7 +1740,7 @@ def judge_repository(store: Store, repository: Repository, graph: Graph, wish: R
     verdict.unlinked |= blobs_of(repository, lost)
     verdict.warnings += unknown_layers(repository, lost)
     verdict.owners.update(owners(repository, graph, lost))
-    gone = {digest for _, _, digest, _ in lost}
+    gone = named(lost, *MANIFESTS)
     verdict.signatures += [signature for digest in gone & repository.signatures.keys()
                            for signature in repository.signatures[digest]]
     if lost:
@@ -1736,7 +1754,7 @@ def matches(repository: Repository, graph: Graph, wish: Request) -> List[Image]:
     """Return those of the images and exclusions in `wish` that name anything in `repository`."""
     return [image for image in wish.images + wish.excluded
             if (image.digest in repository.manifests if image.digest else
-                not image.tag or selected_tags(repository, graph, image))]
+                image.whole or selected_tags(repository, graph, image))]
 
 
 def by_repository(request: Request, names: List[str]) -> Tuple[Dict[Image, List[str]],
@@ -1793,15 +1811,14 @@ def plan_rest(store: Store, unfinished: Plan, pushed_again: AbstractSet[Referenc
     for name, references in planned.items():
         if name in repositories:
             repository = repositories[name]
-            known = {reference.name for reference in references if reference.kind in LAYERS}
+            known = named(references, *LAYERS)
             repository = repository._replace(layers={
                 digest: blob for digest, blob in repository.layers.items()
                 if digest in known or store.has_link(store.path('layer', name, digest))})
             references = [reference for reference in what_still_goes(
                 repository, references, pushed_again) if reference.kind != 'leftover'
                 or not store.has_link(store.path(*reference))]
-            plan.staying[name] = repository.revisions.keys() - {
-                reference.name for reference in references}
+            plan.staying[name] = repository.revisions.keys() - named(references, *MANIFESTS)
         plan.references.extend(reference for reference in references if any(
             map(os.path.lexists, store.paths(reference) + [store.path('repository', name)]
                 if reference.kind == 'repository' else store.paths(reference))))
@@ -1906,20 +1923,18 @@ def blobs_of(repository: Repository, lost: Iterable[Reference]) -> Set[str]:
     """Return the blobs that the links in `lost` stand for."""
     return {(repository.layers if reference.kind in LAYERS else repository.revisions)
             [reference.name] for reference in lost
-            if reference.kind in ('index', 'manifest') + LAYERS}
+            if reference.kind in MANIFESTS + LAYERS}
 
 
 def blobs_kept(repository: Repository, lost: List[Reference]) -> Set[str]:
     """Return the blobs that `repository` without `lost` has links to, or a manifest that names."""
-    gone = {kind: {reference.name for reference in lost if reference.kind == kind}
-            for kind in KINDS}
-    if gone['repository']:
+    if named(lost, 'repository'):
         return set()
-    revisions = repository.revisions.keys() - gone['index'] - gone['manifest']
-    layers = repository.layers.keys() - gone['layer'] - gone['alias'] - {
-        folder.partition('/')[2].replace('/', ':') for folder in gone['leftover']}
-    kept = {repository.layers[digest] for digest in layers}
-    kept.update(repository.revisions[digest] for digest in revisions)
+    revisions = repository.revisions.keys() - named(lost, *MANIFESTS)
+    layers = repository.layers.keys() - named(lost, *LAYERS) - {
+        folder.partition('/')[2].replace('/', ':') for folder in named(lost, 'leftover')}
+    kept = set(map(repository.layers.__getitem__, layers))
+    kept.update(map(repository.revisions.__getitem__, revisions))
     for digest, manifest in repository.manifests.items():
         if digest in revisions or digest not in repository.revisions and digest in layers:
             kept.update(manifest.names, repository.signatures.get(digest, ()))
@@ -1928,29 +1943,30 @@ def blobs_kept(repository: Repository, lost: List[Reference]) -> Set[str]:
 
 def owners(repository: Repository, graph: Graph, lost: List[Reference]) -> Dict[str, str]:
     """Return the image, 'name:tag' or 'name', that each manifest and blob in `lost` goes with."""
-    name, kinds = repository.name, {reference.kind for reference in lost}
-    manifests = {reference.name for reference in lost} & repository.manifests.keys()
-    groups = [] if 'repository' in kinds else [
-        (name + ':' + tag, what_goes_with(repository, graph, [tag]) & manifests)
-        for kind, _, tag, _ in lost if kind == 'tag']
-    found: Dict[str, str] = dict.fromkeys(blobs_of(repository, lost), name)
-    taken: Set[str] = set()
-    for image, digests in groups:
-        for digest in digests - taken:
-            found[name + '@' + digest] = found[repository.revisions.get(digest, digest)] = image
+    name = repository.name
+    found = dict.fromkeys(blobs_of(repository, lost), name)
+    if named(lost, 'repository'):
+        return found
+    manifests = named(lost, *MANIFESTS)
+    for tag in sorted(named(lost, 'tag')):
+        image = name + ':' + tag
+        digests = what_goes_with(repository, graph, [tag]) & manifests
+        manifests -= digests
+        for digest in digests:
+            found[name + '@' + digest] = found[repository.revisions[digest]] = image
             for blob in layers_of(repository, digest):
                 found[repository.layers[blob]] = image
             found.update(dict.fromkeys(repository.signatures.get(digest, ()), image))
-        taken |= digests
     return found
 
 
 def unknown_layers(repository: Repository, lost: List[Reference]) -> List[str]:
     """Return a warning for each manifest in `lost` of which nobody knows the layers."""
-    whole = any(reference.kind == 'repository' for reference in lost)
+    if named(lost, 'repository'):
+        return []
     return ['What the unreadable manifest {}@{} needed is unknown, so its layers stay'.format(
         name, digest) for kind, name, digest, _ in lost
-        if kind in ('index', 'manifest') and repository.manifests[digest].fault and not whole]
+        if kind in MANIFESTS and repository.manifests[digest].fault]
 
 
 # -- The list: what is there, and what deleting it would free -------------------------------------
@@ -1993,13 +2009,9 @@ def list_images(store: Store, request: Request) -> Listing:
     except RegistryCleanerError:
         refused = True
     sizes = store.stored_blobs()
-    links: Dict[str, int] = {}  # blob -> how many links to it there are
-    for repository in repositories.values():
-        for blob in all_links(repository):
-            links[blob] = links.get(blob, 0) + 1
-    rows: List[Row] = []
-    for name, wish in sorted(wishes.items()):
-        rows += list_tags(repositories[name], graphs[name], wish, sizes, {} if refused else links)
+    links = Counter(chain.from_iterable(map(all_links, repositories.values())))
+    rows = [row for name, wish in sorted(wishes.items()) for row in list_tags(
+        repositories[name], graphs[name], wish, sizes, {} if refused else links)]
     rows.sort(key=lambda row: (-row.frees, row.repository, row.tag))
     everything = Request((Image('*'),), untagged=True)
     totals = {
@@ -2047,12 +2059,12 @@ def list_tags(repository: Repository, graph: Graph, wish: Request, sizes: Mappin
     now = time.time()
     needs = make_graph(repository, referrers=False).edges
     tags = chosen_tags(repository, graph, wish, now)
-    if any(not (image.tag or image.digest) for image in wish.images):
+    if names_whole(wish.images):
         tags = set(repository.tags)
     digests = {image.digest for image in wish.images if image.digest}
     tags.update(tag for tag in repository.tags if repository.tags[tag].digest in digests)
     for image in wish.excluded:
-        tags -= selected_tags(repository, graph, image) if image.tag or image.digest else tags
+        tags -= tags if image.whole else selected_tags(repository, graph, image)
     unknown = {digest for digest, manifest in repository.manifests.items() if manifest.fault}
     unknown.update(tag_node(tag) for tag in repository.tags if repository.tags[tag].fault)
     in_use = any(written > now - UPLOAD_AGE for written in repository.uploads.values())
@@ -2068,9 +2080,7 @@ def list_tags(repository: Repository, graph: Graph, wish: Request, sizes: Mappin
             layers={digest: repository.layers[digest] for digest in layers},
             revisions={digest: repository.revisions[digest] for digest in lost
                        if digest in repository.revisions})
-        counts: Dict[str, int] = {}
-        for blob in all_links(gone) if unknown <= lost else ():  # else deleting it is refused
-            counts[blob] = counts.get(blob, 0) + 1
+        counts = Counter(all_links(gone) if unknown <= lost else ())  # else that is refused
         yield Row(repository.name, tag, current.digest, current.pushed,
                   sum(sizes.get(blob, 0) for blob in blobs),
                   sum(sizes.get(blob, 0) for blob in counts if counts[blob] == links.get(blob)),
@@ -2106,11 +2116,9 @@ def table(listing: Listing, width: int, ages: bool) -> Iterator[str]:
     date = '%Y-%m-%d' if 0 < width < 80 else '%Y-%m-%d %H:%M'
     cells = [('IMAGE', 'DIGEST', 'PUSHED', 'SIZE', 'FREES')]
     for row in listing.rows:
-        pushed = '?' if row.pushed is None else (
-            age_text(now - row.pushed) if ages else
+        pushed = '?' if row.pushed is None else age_text(now - row.pushed) if ages else (
             time.strftime(date, time.localtime(row.pushed)))
-        cells.append((row.repository + ':' + row.tag,
-                      row.damage or (row.digest or '').partition(':')[2][:12], pushed,
+        cells.append((row.repository + ':' + row.tag, row.damage or str(row.digest)[7:19], pushed,
                       size_text(row.size), size_text(row.frees)))
     widths = [max(len(line[column]) for line in cells) for column in range(5)]
     room = width - sum(widths[1:]) - 8  # for the image
@@ -2127,14 +2135,13 @@ def table(listing: Listing, width: int, ages: bool) -> Iterator[str]:
         if number and width and bar >= 4 and largest:
             line += '  ' + '#' * (listing.rows[number - 1].frees * bar // largest)
         yield line[:width or None].rstrip()
-    totals = listing.totals
-    stored, untagged, garbage = ('unknown' if size is None else size_text(size) for size in (
-        totals['size'], totals['untagged'], totals['garbage']))
-    yield '{} stored: {}, {}, {}, {}'.format(
-        stored, count(totals['repositories'] or 0, 'repository', 'repositories'),
-        count(totals['tags'] or 0, 'tag'), count(totals['manifests'] or 0, 'manifest'),
-        count(totals['blobs'] or 0, 'blob'))[:width or None]
-    yield "Would be freed: {} by -u -i '*', {} by -g".format(untagged, garbage)
+    totals = {name: 'unknown' if total is None else size_text(total)
+              for name, total in listing.totals.items()}
+    counts = [count(listing.totals[noun + 's'] or 0, noun) for noun in ('tag', 'manifest', 'blob')]
+    yield '{} stored: {}, {}'.format(totals['size'], count(
+        listing.totals['repositories'] or 0, 'repository', 'repositories'),
+        ', '.join(counts))[:width or None]
+    yield "Would be freed: {untagged} by -u -i '*', {garbage} by -g".format(**totals)
 
 
 def age_text(seconds: float) -> str:
@@ -2177,30 +2184,30 @@ def describe(plan: Plan, verb: str) -> Iterator[Tuple[int, str]]:
     What goes with an image is counted there, and has a line of its own at level DEBUG.
     """
     whole = {name for kind, name, *_ in plan.references if kind == 'repository'}
-    images: Dict[str, List[int]] = {}  # image -> how many manifests, blobs and bytes go with it
-    for kind, name, digest, _ in plan.references:
-        if kind in ('index', 'manifest'):
-            images.setdefault(plan.owners.get(name + '@' + digest, name), [0, 0, 0])[0] += 1
+    manifests = Counter(plan.owners.get(name + '@' + digest, name)  # how many go with each image
+                        for kind, name, digest, _ in plan.references if kind in MANIFESTS)
+    blobs = Counter(plan.owners.get(digest, '') for digest in plan.blobs)
+    sizes: Dict[str, int] = {}
     for digest, size in plan.blobs.items():
-        found = images.setdefault(plan.owners.get(digest, ''), [0, 0, 0])
-        found[1] += 1
-        found[2] += size
+        image = plan.owners.get(digest, '')
+        sizes[image] = sizes.get(image, 0) + size
+
+    def what_goes(image: str, noun: str, of: str = '') -> str:
+        return count(manifests[image], noun) + of + count(blobs[image], 'blob') + ', ' + size_text(
+            sizes.get(image, 0)) + ')'
+
     for kind, *names in plan.references:
         shown = kind == 'repository' or kind in ('tag', 'upload') and names[0] not in whole
         level = logging.INFO if shown else logging.DEBUG
         if log.isEnabledFor(level):
             line = verb + ' ' + LINES[kind].format(*names)
             if kind in ('tag', 'repository'):
-                manifests, blobs, size = images.get(':'.join(filter(None, names)), (0, 0, 0))
-                line += ' ({}, {}, {})'.format(
-                    count(manifests, 'manifest'), count(blobs, 'blob'), size_text(size))
+                line += ' (' + what_goes(':'.join(filter(None, names)), 'manifest', ', ')
             yield level, line
-    for name in sorted({name for _, name, *_ in plan.references} - whole):
-        manifests, blobs, size = images.get(name, (0, 0, 0))
-        if manifests:
-            yield logging.INFO, '{} {} of {} ({}, {})'.format(
-                verb, count(manifests, 'untagged manifest'), name, count(blobs, 'blob'),
-                size_text(size))
+    for name in sorted(manifests.keys() - whole):
+        if ':' not in name:
+            yield logging.INFO, verb + ' ' + what_goes(
+                name, 'untagged manifest', ' of {} ('.format(name))
     if log.isEnabledFor(logging.DEBUG):
         for digest, size in plan.blobs.items():
             yield logging.DEBUG, '{} blob {} ({})'.format(verb, digest, size_text(size))
@@ -2211,22 +2218,20 @@ def describe(plan: Plan, verb: str) -> Iterator[Tuple[int, str]]:
 
 def summary(plan: Plan, verb: str) -> str:
     """Return the one line that says what went and how many bytes are free."""
-    kinds = [kind for kind, *_ in plan.references]
-    counts = [(kinds.count('repository'), 'repository', 'repositories'),
-              (kinds.count('tag'), 'tag', ''),
-              (kinds.count('manifest') + kinds.count('index'), 'manifest', ''),
-              (kinds.count('upload'), 'upload', ''), (len(plan.blobs), 'blob', ''),
-              (len(plan.folders), 'empty folder', '')]
-    if not any(number for number, _, _ in counts):
-        counts = [(sum(map(kinds.count, LAYERS)), 'layer link', ''),
-                  (kinds.count('entry') + kinds.count('leftover'), 'leftover', '')]
+    kinds = Counter(kind for kind, *_ in plan.references)
+    counts: List[Any] = [
+        (kinds['repository'], 'repository', 'repositories'), (kinds['tag'], 'tag'),
+        (kinds['index'] + kinds['manifest'], 'manifest'), (kinds['upload'], 'upload'),
+        (len(plan.blobs), 'blob'), (len(plan.folders), 'empty folder')]
+    if not any(item[0] for item in counts):
+        counts = [(kinds['alias'] + kinds['layer'], 'layer link'),
+                  (kinds['entry'] + kinds['leftover'], 'leftover')]
     what = ', '.join(count(*item) for item in counts if item[0])
     if not what:
         return 'Nothing to delete' if not plan.failed else 'Nothing was deleted'
-    names = sorted({reference.repository for reference in plan.references})
-    where = ' of ' + names[0] if len(names) == 1 else ' of {} repositories'.format(len(names))
-    return '{} {}{}: {} freed'.format(
-        verb, what, where if names else '', size_text(sum(plan.blobs.values())))
+    names = list({reference.repository for reference in plan.references})
+    where = ' of {} repositories'.format(len(names)) if names[1:] else ' of '.join(['', *names])
+    return '{} {}{}: {} freed'.format(verb, what, where, size_text(sum(plan.blobs.values())))
 
 
 def plan_json(plan: Plan, v2: str, dry_run: bool) -> Dict[str, Any]:
@@ -2400,7 +2405,7 @@ def read_request(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         arguments.garbage or arguments.prune or arguments.list)
     if not arguments.images and needed and not arguments.list:
         parser.error('an image is required: -i NAME, -i NAME:TAG or -i NAME@DIGEST')
-    if request.untagged and any(image.tag or image.digest for image in request.images):
+    if request.untagged and not all(image.whole for image in request.images):
         parser.error('-u takes whole repositories: -i NAME, without a tag or a digest')
     if rules and request.untagged:
         parser.error('{} chooses among tags, and -u deletes none'.format(rules[0]))

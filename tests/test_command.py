@@ -788,7 +788,7 @@ def others_tree():
 # Root may do everything, so the test takes another user's identity: after the imports, since that
 # user may be unable to read the script or this Python.
 AS_OTHER = """
-import gettext, hashlib, locale, os, sys
+import fcntl, fnmatch, gettext, hashlib, json, locale, os, signal, sys
 sys.path.insert(0, %r)
 import delete_docker_registry_image
 if os.geteuid() == 0:
