@@ -31,6 +31,9 @@ from itertools import chain, compress, groupby
 from typing import (IO, AbstractSet, Any, Callable, Dict, Iterable, Iterator, List, Mapping,
                     NamedTuple, Optional, Sequence, Set, Tuple, TypeVar)
 
+if __name__ == '__main__':
+    gc.disable()  # a run makes a million objects, and no cycles among them to look for
+
 __version__ = '1.0.0'
 
 PROGRAM = 'delete_docker_registry_image'
@@ -63,8 +66,6 @@ def cannot_read(error: OSError) -> str:
 
 # -- Digests, names and images --------------------------------------------------------------------
 
-HEX = {'sha256': re.compile('[0-9a-f]{64}'), 'sha384': re.compile('[0-9a-f]{96}'),
-       'sha512': re.compile('[0-9a-f]{128}')}
 ONE_DIGEST = '(?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})'
 DIGEST = re.compile(ONE_DIGEST)
 LEFTOVER = '(_layers|_manifests/revisions)/' + ONE_DIGEST.replace(':[', '/[')
@@ -495,20 +496,21 @@ class Store:
 
     def digests(self, path: str) -> List[str]:
         """Return the digests that the folders `path`/<alg>/<hex> stand for, in any order."""
-        return [algorithm + ':' + name for algorithm in self.folders(path)
-                for name in self.hex_names(path + '/' + algorithm, algorithm)]
+        return list(chain.from_iterable(self.digests_of(path + '/' + algorithm, algorithm)
+                                        for algorithm in self.folders(path)))
 
-    def hex_names(self, folder: str, algorithm: str) -> List[str]:
-        """Return the names in `folder` that make digests of `algorithm`, in any order."""
-        if algorithm not in HEX or folder in self.gone:
+    def digests_of(self, folder: str, algorithm: str) -> List[str]:
+        """Return the digests of `algorithm` that the names in `folder` make, in any order."""
+        if folder in self.gone:
             return []
         try:
-            names = list(filter(HEX[algorithm].fullmatch, os.listdir(folder)))
+            names = os.listdir(folder)
         except FileNotFoundError:
             self.require_missing(folder)
             return []
-        return [name for name in names if folder + '/' + name not in self.gone
-                ] if self.gone else names
+        if self.gone:
+            names = [name for name in names if folder + '/' + name not in self.gone]
+        return list(filter(DIGEST.fullmatch, map((algorithm + ':').__add__, names)))
 
     def status(self, path: str) -> Optional[os.stat_result]:
         """Return the status of `path`, None if missing; take note when it is a symbolic link."""
@@ -746,10 +748,9 @@ class Store:
 
     def blobs_in(self, folder: str) -> List[str]:
         """Return the digests of the blobs in one of the blob_folders()."""
-        algorithm, _, prefix = folder.partition('/')
-        return [algorithm + ':' + name
-                for name in self.hex_names(self.blobs + '/' + folder, algorithm)
-                if name.startswith(prefix)]
+        digests = self.digests_of(self.blobs + '/' + folder, folder.partition('/')[0])
+        start = folder.replace('/', ':')
+        return [digest for digest in digests if digest.startswith(start)]
 
     def size(self, digest: str) -> Optional[int]:
         """Return the bytes that removing the blob frees, None when it is not stored."""
@@ -1110,8 +1111,6 @@ def what_still_goes(repository: Repository, planned: List[Reference],
 
 def refuse_other_names(store: Store) -> None:
     """Refuse when something that goes has a name that stays, by a symbolic link in the store."""
-    if not store.links:
-        return
     leading: Dict[str, List[str]] = {}  # place -> links that lead to it or to something in it
     arriving: Dict[str, List[str]] = {}  # place -> links that lead just there
     for link, target in store.links.items():
@@ -1618,7 +1617,9 @@ class RegistryCleaner:
             remove(journal.path)
         if self.interrupted:
             return finished
-        if not self.dry_run:
+        if self.dry_run:
+            take_away(store, finished, finished.blobs)
+        else:
             store = Store(self.v2, self.workers)
         plan = plan_request(store, request, unfinished.references)
         plan = self.carry_out(plan, journal, new=True)
@@ -1826,22 +1827,24 @@ def plan_rest(store: Store, unfinished: Plan, pushed_again: AbstractSet[Referenc
     return with_blobs(store, plan, store.sizes(sorted(blobs)), False)
 
 
-def without_links(store: Store, plan: Plan, blobs: Set[str]) -> Set[str]:
-    """Return those of `blobs` that no repository has a link to once the references are gone.
-
-    From here on these read as missing in `store`.
-    """
+def take_away(store: Store, plan: Plan, blobs: Iterable[str] = ()) -> None:
+    """Let what `plan` removes, and these blobs, read as missing in `store` from here on."""
     store.gone.update(path for reference in plan.references for path in store.paths(reference))
+    store.gone.update(map(store.blob, blobs))
+
+
+def without_links(store: Store, plan: Plan, blobs: Set[str]) -> Set[str]:
+    """Return those of `blobs` that no repository has a link to once the references are gone."""
+    if blobs:
+        take_away(store, plan)
     return blobs - store.linked(blobs, plan.signatures)
 
 
 def with_blobs(store: Store, plan: Plan, blobs: Dict[str, int], prune: bool) -> Plan:
-    """Return `plan` in the order of removal, with these blobs and their sizes.
-
-    From here on what it removes reads as missing in `store`.
-    """
-    store.gone.update(map(store.blob, blobs))
-    refuse_other_names(store)
+    """Return `plan` in the order of removal, with these blobs and their sizes."""
+    if prune or store.links:
+        take_away(store, plan, blobs)
+        refuse_other_names(store)
     return plan._replace(
         blobs=blobs,
         references=sorted(plan.references, key=lambda reference: KINDS.index(reference.kind)),
@@ -2520,7 +2523,6 @@ def report(plan: Plan, dry_run: bool) -> None:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line `argv`, the process's own by default; return the exit status."""
     logging.raiseExceptions = False  # nobody may be reading, and the work goes on
-    gc.disable()  # there are a million objects to look through, and no cycles among them
     try:
         return run(argv)
     finally:
