@@ -377,7 +377,13 @@ class Workers:
         import pickle
         import signal
         reading, writing = os.pipe()
-        process = os.fork()
+        try:
+            process = os.fork()
+        except OSError:  # no room for another process
+            os.close(reading)
+            os.close(writing)
+            yield lambda: function(part)
+            return
         if not process:
             try:
                 os.closerange(3, writing)  # the lock among them: it must not outlive a killed run
@@ -386,7 +392,6 @@ class Workers:
                     pickle.dump(function(part), file, pickle.HIGHEST_PROTOCOL)
             finally:
                 os._exit(0)
-        os.close(writing)
 
         def answer() -> Any:
             try:
@@ -394,12 +399,15 @@ class Workers:
             except (EOFError, pickle.UnpicklingError):
                 return function(part)
 
-        with open(reading, 'rb') as pipe:
-            try:
+        try:
+            os.close(writing)
+            with open(reading, 'rb') as pipe:
                 yield answer
-            finally:
-                os.kill(process, signal.SIGKILL)
-                os.waitpid(process, 0)
+        except BaseException:
+            os.kill(process, signal.SIGKILL)
+            raise
+        finally:
+            os.waitpid(process, 0)
 
 
 # Where things lie below `repositories`: {0} is the repository, {1} the name, {2} a tag.
