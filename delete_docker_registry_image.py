@@ -28,6 +28,7 @@ import time
 from collections import Counter
 from functools import lru_cache
 from itertools import chain, compress, groupby
+# Where an annotation would be worked out at each start, and cost time, it is in quotes.
 from typing import (IO, AbstractSet, Any, Callable, Dict, Iterable, Iterator, List, Mapping,
                     NamedTuple, Optional, Sequence, Set, Tuple, TypeVar)
 
@@ -51,6 +52,7 @@ LISTING_COST = 48  # listing a folder of links costs about as much as looking fo
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
+Step = Callable[[], str]  # says what is going on
 
 log = logging.getLogger(PROGRAM)
 
@@ -107,7 +109,7 @@ class Image(NamedTuple):
             '@' + self.digest if self.digest else '')
 
 
-def names_whole(images: Iterable[Image]) -> bool:
+def names_whole(images: 'Iterable[Image]') -> bool:
     """Tell whether any of `images` is a whole repository."""
     return any(image.whole for image in images)
 
@@ -147,7 +149,7 @@ def pattern(text: str) -> 're.Pattern[str]':
     return re.compile(fnmatch.translate(text))
 
 
-def matching(wanted: str, names: Iterable[str]) -> List[str]:
+def matching(wanted: str, names: 'Iterable[str]') -> 'List[str]':
     """Return those of `names` that `wanted`, a name or a pattern, selects (`*` matches `/` too)."""
     if is_pattern(wanted):
         return list(filter(pattern(wanted).match, names))
@@ -185,12 +187,12 @@ class Manifest(NamedTuple):
     kind: str = ''  # the keys that make it a manifest; empty if none do
 
     @property
-    def names(self) -> Tuple[str, ...]:
+    def names(self) -> 'Tuple[str, ...]':
         """Every digest of which it needs the content."""
         return self.blobs + self.children
 
 
-def plain(document: Any) -> Dict[str, Any]:
+def plain(document: Any) -> 'Dict[str, Any]':
     """Return a JSON object with its keys as they are usually spelled.
 
     The registry (Go) ignores the case of keys, so this does.  Raises ValueError if it is no object,
@@ -206,7 +208,7 @@ def plain(document: Any) -> Dict[str, Any]:
     return {key: value for key, value in zip(spelled, document.values()) if key}
 
 
-def part(document: Dict[str, Any], key: str, kind: type) -> Any:
+def part(document: 'Dict[str, Any]', key: str, kind: type) -> Any:
     """Return the value of `key`, None if null or absent.  Raises ValueError for a wrong type."""
     value = document.get(key)
     if value is not None and not isinstance(value, kind):
@@ -214,14 +216,14 @@ def part(document: Dict[str, Any], key: str, kind: type) -> Any:
     return value
 
 
-def descriptors(document: Dict[str, Any], key: str) -> List[Dict[str, Any]]:
+def descriptors(document: 'Dict[str, Any]', key: str) -> 'List[Dict[str, Any]]':
     """Return the list `key`, empty if null or absent.  Raises ValueError for a wrong type."""
     items = part(document, key, list) or ()
     return [item if type(item) is dict and USUAL_KEYS.issuperset(item) else plain(item)
             for item in items]
 
 
-def digests_in(found: List[Dict[str, Any]], key: str = 'digest') -> Tuple[str, ...]:
+def digests_in(found: 'List[Dict[str, Any]]', key: str = 'digest') -> 'Tuple[str, ...]':
     """Return the digests of descriptors.  Raises ValueError for one outside the grammar."""
     if not found:
         return ()
@@ -249,7 +251,7 @@ def json_decoder() -> Any:
     return json.JSONDecoder(parse_int=float)
 
 
-def parse_manifest(digest: str, content: Optional[bytes]) -> Manifest:
+def parse_manifest(digest: str, content: 'Optional[bytes]') -> Manifest:
     """Return what the manifest `digest` with this content (None: missing) names.
 
     Its kind is told by its keys; with keys of several kinds it counts as all of them.
@@ -267,7 +269,7 @@ def parse_manifest(digest: str, content: Optional[bytes]) -> Manifest:
         return Manifest(fault='it is no valid manifest ({})'.format(error))
 
 
-def parse_document(document: Dict[str, Any]) -> Manifest:
+def parse_document(document: 'Dict[str, Any]') -> Manifest:
     """Return the manifest that a JSON object is.  Raises ValueError if it is none."""
     kind = MANIFEST_KEYS & document.keys()
     if not kind:
@@ -318,8 +320,7 @@ class Workers:
     """
 
     def __init__(self, jobs: int = 0,
-                 progress: Callable[[Callable[[], str], int, int], None] = lambda *_: None
-                 ) -> None:
+                 progress: Callable[[Step, int, int], None] = lambda *_: None) -> None:
         self.jobs = jobs
         self.progress = progress
         self.listing_times: List[float] = []
@@ -330,8 +331,8 @@ class Workers:
         times = sorted(self.listing_times)
         return self.jobs or (JOBS if times and times[len(times) // 2] > SLOW_LISTING else 1)
 
-    def each(self, function: Callable[[Item], Result], items: Sequence[Item],
-             step: Optional[Callable[[], str]] = None) -> Iterator[Result]:
+    def each(self, function: 'Callable[[Item], Result]', items: 'Sequence[Item]',
+             step: Optional[Step] = None) -> 'Iterator[Result]':
         """Yield function(item) for each of `items`, in their order; `step` says what it does."""
         threads = self.threads()
         results = map(function, items)
@@ -343,14 +344,13 @@ class Workers:
             results = self._pool.map(function, items)
         return self._watched(results, len(items), step) if step else results
 
-    def _watched(self, results: Iterable[Result], total: int,
-                 step: Callable[[], str]) -> Iterator[Result]:
+    def _watched(self, results: 'Iterable[Result]', total: int, step: Step) -> 'Iterator[Result]':
         for done, result in enumerate(results):
             self.progress(step, done + 1, total)
             yield result
 
-    def parts(self, function: Callable[[Sequence[Item]], Result],
-              items: Sequence[Item]) -> Iterator[Result]:
+    def parts(self, function: 'Callable[[Sequence[Item]], Result]',
+              items: 'Sequence[Item]') -> 'Iterator[Result]':
         """Yield function(part) for parts that make up `items`, in their order: one, or some.
 
         Processes share them, so `function` must do no more than return something.
@@ -368,8 +368,8 @@ class Workers:
                 yield answer()
 
     @contextlib.contextmanager
-    def _elsewhere(self, function: Callable[[Sequence[Item]], Result],
-                   part: Sequence[Item]) -> Iterator[Callable[[], Result]]:
+    def _elsewhere(self, function: 'Callable[[Sequence[Item]], Result]',
+                   part: 'Sequence[Item]') -> 'Iterator[Callable[[], Result]]':
         """Call function(part) in a process of its own; give what waits for the result.
 
         What that process does not tell, for whatever reason, is worked out in this one.
@@ -422,7 +422,7 @@ PLACES = {
 DIGEST_KINDS = ('entry', 'index', 'manifest', 'alias', 'layer')  # their name is a digest
 
 
-def subfolders(entries: Iterable['os.DirEntry[str]']) -> List[str]:
+def subfolders(entries: 'Iterable[os.DirEntry[str]]') -> 'List[str]':
     """Return the paths of those of `entries` that are folders, and no symbolic links to some."""
     return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
 
@@ -457,7 +457,7 @@ class Store:
         algorithm, _, name = digest.partition(':')
         return '/'.join((self.blobs, algorithm, name[:2], name))
 
-    def paths(self, reference: 'Reference') -> List[str]:
+    def paths(self, reference: 'Reference') -> 'List[str]':
         """Return what to remove for `reference`: of a repository all that is no other one's."""
         if reference.kind == 'repository':
             return [self.path(kind, reference.repository)
@@ -474,7 +474,7 @@ class Store:
             raise OSError(errno.ELOOP, "symbolic link to '{}', which is not there; mount it, or "
                           'remove the link'.format(os.readlink(path)), path)
 
-    def entries(self, path: str) -> List['os.DirEntry[str]']:
+    def entries(self, path: str) -> 'List[os.DirEntry[str]]':
         """Return what the folder `path` holds, in any order."""
         if path in self.gone:
             return []
@@ -494,7 +494,7 @@ class Store:
                 self.links[entry.path] = os.path.realpath(entry.path)
         return entries
 
-    def folders(self, path: str) -> List[str]:
+    def folders(self, path: str) -> 'List[str]':
         """Return the names of the folders in `path`, sorted.
 
         Symbolic links to folders count, and so do those to nothing: who enters one will learn it.
@@ -502,12 +502,12 @@ class Store:
         return sorted(entry.name for entry in self.entries(path)
                       if entry.is_dir() or entry.is_symlink() and not os.path.exists(entry.path))
 
-    def digests(self, path: str) -> List[str]:
+    def digests(self, path: str) -> 'List[str]':
         """Return the digests that the folders `path`/<alg>/<hex> stand for, in any order."""
         return list(chain.from_iterable(self.digests_of(path + '/' + algorithm, algorithm)
                                         for algorithm in self.folders(path)))
 
-    def digests_of(self, folder: str, algorithm: str) -> List[str]:
+    def digests_of(self, folder: str, algorithm: str) -> 'List[str]':
         """Return the digests of `algorithm` that the names in `folder` make, in any order."""
         if folder in self.gone:
             return []
@@ -520,7 +520,7 @@ class Store:
             names = [name for name in names if folder + '/' + name not in self.gone]
         return list(filter(DIGEST.fullmatch, map((algorithm + ':').__add__, names)))
 
-    def status(self, path: str) -> Optional[os.stat_result]:
+    def status(self, path: str) -> 'Optional[os.stat_result]':
         """Return the status of `path`, None if missing; take note when it is a symbolic link."""
         if self.gone and os.path.dirname(path) in self.gone:
             return None
@@ -546,7 +546,7 @@ class Store:
             return False
         return self.exists(folder + '/link')
 
-    def open(self, path: str) -> Optional[int]:
+    def open(self, path: str) -> 'Optional[int]':
         """Return a descriptor of the file `path`, None when it is missing; take note of a link."""
         flags = os.O_RDONLY | os.O_NONBLOCK  # never wait for the other end of a pipe
         try:
@@ -559,7 +559,7 @@ class Store:
                 raise
         return os.open(path, flags) if self.exists(path) else None
 
-    def read(self, path: str, limit: int) -> Optional[bytes]:
+    def read(self, path: str, limit: int) -> 'Optional[bytes]':
         """Return at most `limit` + 1 bytes of the file `path`, None when it is missing."""
         descriptor = self.open(path)
         if descriptor is None:
@@ -577,7 +577,7 @@ class Store:
         finally:
             os.close(descriptor)
 
-    def read_link(self, folder: str) -> Optional[str]:
+    def read_link(self, folder: str) -> 'Optional[str]':
         """Return the digest in `folder`/link, None when it is missing, empty or no digest."""
         content = (self.read(folder + '/link', 200) or b'').decode('ascii', 'replace')
         return content if is_digest(content) else None
@@ -592,6 +592,10 @@ class Store:
             return digest
         return self.read_link(top + '/' + digest.replace(':', '/')) or digest
 
+    def targets(self, top: str, digests: 'Iterable[str]') -> 'Dict[str, str]':
+        """Return the target() of each of these links below `top`."""
+        return {digest: self.target(top, digest) for digest in digests}
+
     def read_manifest(self, digest: str) -> Manifest:
         """Return the manifest stored as the blob `digest`; each is read once."""
         if digest not in self.parsed:
@@ -602,7 +606,7 @@ class Store:
                 self.parsed[digest] = Manifest(fault=cannot_read(error), kind='unknown')
         return self.parsed[digest]
 
-    def repository_names(self) -> List[str]:
+    def repository_names(self) -> 'List[str]':
         """Return the names of all repositories, sorted: folders that hold what a repository holds.
 
         A folder reached through symbolic links counts, but none is entered below itself.
@@ -611,7 +615,7 @@ class Store:
             self._names = self._find_repositories()
         return [name for name in self._names if self.path('layers', name) not in self.gone]
 
-    def _find_repositories(self) -> List[str]:
+    def _find_repositories(self) -> 'List[str]':
         found = set()
         todo = [self.repositories]
         while todo:
@@ -644,7 +648,7 @@ class Store:
         except OSError as error:
             return Tag(None, fault=cannot_read(error))
 
-    def read_repositories(self, names: Sequence[str]) -> Iterator[Repository]:
+    def read_repositories(self, names: 'Sequence[str]') -> 'Iterator[Repository]':
         """Yield these repositories."""
         return self.each(lambda name: self.known.get(name) or self.read_repository(name), names,
                          lambda: 'Reading repositories')
@@ -654,13 +658,12 @@ class Store:
         names = self.folders(self.path('tags', name))
         tags = dict(zip(names, self.each(lambda tag: self.read_tag(name, tag), names)))
         top = self.path('layers', name)
-        layers = {digest: self.target(top, digest) for digest in self.digests(top)}
+        layers = self.targets(top, self.digests(top))
         top = self.path('revisions', name)
         folders = self.digests(top)
         present = self.each(
             lambda digest: self.exists(self.path('manifest', name, digest) + '/link'), folders)
-        revisions = {digest: self.target(top, digest)
-                     for digest, there in zip(folders, present) if there}
+        revisions = self.targets(top, compress(folders, present))
         manifests = dict(zip(revisions, self.each(self.read_manifest, list(revisions.values()))))
         # Registry 2.1.0 linked manifests as layers, and every 2.x still serves them from there.
         todo = {digest for tag in tags.values() for digest in tag.history + (tag.digest or '',)}
@@ -696,8 +699,8 @@ class Store:
             folders += subfolders(entries)
         return max(times)
 
-    def links_to(self, name: str, blobs: AbstractSet[str],
-                 signatures: AbstractSet[str]) -> Iterator[str]:
+    def links_to(self, name: str, blobs: 'AbstractSet[str]',
+                 signatures: 'AbstractSet[str]') -> 'Iterator[str]':
         """Yield those of `blobs` that repository `name` has a link to.
 
         `signatures` are those that may be signatures of a manifest.  No sha256 link is opened, and
@@ -711,8 +714,8 @@ class Store:
                 if named and len(blobs) <= LISTING_COST:
                     found = {blob for blob in blobs if blob.startswith('sha256:')}
                 else:
-                    found = {algorithm + ':' + name for name in os.listdir(top + '/' + algorithm)}
-                for digest in blobs & found if named else filter(is_digest, found):
+                    found = set(self.digests_of(top + '/' + algorithm, algorithm))
+                for digest in blobs & found if named else found:
                     folder = top + '/' + digest.replace(':', '/')
                     if digest.startswith(algorithm) and self.has_link(folder):
                         shares_manifest = shares_manifest or kind == 'revisions'
@@ -727,7 +730,7 @@ class Store:
                 if self.has_link(folder + '/signatures/' + blob.replace(':', '/')):
                     yield blob
 
-    def linked(self, blobs: Iterable[str], signatures: Iterable[str]) -> Set[str]:
+    def linked(self, blobs: 'Iterable[str]', signatures: 'Iterable[str]') -> 'Set[str]':
         """Return those of `blobs` that any repository has a link to."""
         sought = frozenset(blobs)
         marked = sought.intersection(signatures)
@@ -740,12 +743,12 @@ class Store:
         return any(self.exists(self.blob(digest) + '/data')
                    for folder in self.blob_folders() for digest in self.blobs_in(folder))
 
-    def blob_folders(self) -> List[str]:
+    def blob_folders(self) -> 'List[str]':
         """Return the folders that hold blobs, as '<alg>/<first 2 hex>'."""
         return [algorithm + '/' + prefix for algorithm in self.folders(self.blobs)
                 for prefix in self.folders(self.blobs + '/' + algorithm)]
 
-    def stored_blobs(self, used: AbstractSet[str] = frozenset()) -> Dict[str, int]:
+    def stored_blobs(self, used: 'AbstractSet[str]' = frozenset()) -> 'Dict[str, int]':
         """Return the size of each blob that is stored and not `used`, in any order."""
         sizes: Dict[str, int] = {}
         for found in self.parts(lambda folders: self.sizes(
@@ -754,13 +757,13 @@ class Store:
             sizes.update(found)
         return sizes
 
-    def blobs_in(self, folder: str) -> List[str]:
+    def blobs_in(self, folder: str) -> 'List[str]':
         """Return the digests of the blobs in one of the blob_folders()."""
         digests = self.digests_of(self.blobs + '/' + folder, folder.partition('/')[0])
         start = folder.replace('/', ':')
         return [digest for digest in digests if digest.startswith(start)]
 
-    def size(self, digest: str) -> Optional[int]:
+    def size(self, digest: str) -> 'Optional[int]':
         """Return the bytes that removing the blob frees, None when it is not stored."""
         path = self.blob(digest)
         try:
@@ -772,12 +775,12 @@ class Store:
             return None
         return status.st_size if path not in self.gone else None
 
-    def sizes(self, digests: List[str]) -> Dict[str, int]:
+    def sizes(self, digests: 'List[str]') -> 'Dict[str, int]':
         """Return the size of each of these blobs that is stored."""
         found = zip(digests, self.each(self.size, digests, lambda: 'Measuring blobs'))
         return {digest: size for digest, size in found if size is not None}
 
-    def empty_folders(self) -> List[str]:
+    def empty_folders(self) -> 'List[str]':
         """Return the folders that hold nothing, each before its parent.
 
         What the registry needs of a repository that has a tag or a manifest stays, empty or not.
@@ -830,7 +833,7 @@ LAYERS = ('alias', 'layer')
 STAMPED = ('tag', 'index', 'manifest')  # what a push writes anew
 
 
-def named(references: Iterable[Reference], *kinds: str) -> Set[str]:
+def named(references: 'Iterable[Reference]', *kinds: str) -> 'Set[str]':
     """Return the names in those of `references` that are of these kinds."""
     return {name for kind, _, name, _ in references if kind in kinds}
 
@@ -848,8 +851,8 @@ class Plan(NamedTuple):
     failed: List[Tuple[str, str]] = []  # path, and why it could not be removed
 
 
-def reach(start: Iterable[str], edges: Mapping[str, Iterable[str]],
-          avoid: AbstractSet[str] = frozenset()) -> Set[str]:
+def reach(start: 'Iterable[str]', edges: 'Mapping[str, Iterable[str]]',
+          avoid: AbstractSet[str] = frozenset()) -> 'Set[str]':
     """Return all nodes that a walk along `edges` from `start` meets, never entering `avoid`."""
     met: Set[str] = set()
     todo = list(start)
@@ -904,7 +907,7 @@ def make_graph(repository: Repository, referrers: bool = True) -> Graph:
     return Graph(edges, reached_by, owners.keys(), count_users(repository, manifests))
 
 
-def referrer_tags(repository: Repository, edges: Mapping[str, Iterable[str]]) -> Dict[str, str]:
+def referrer_tags(repository: Repository, edges: 'Mapping[str, Iterable[str]]') -> 'Dict[str, str]':
     """Return the referrer tags of `repository`, each with the manifest that it belongs to."""
     owners: Dict[str, str] = {}
     reached: Dict[str, Set[str]] = {}  # many tags of one manifest are one walk
@@ -920,7 +923,7 @@ def referrer_tags(repository: Repository, edges: Mapping[str, Iterable[str]]) ->
     return owners
 
 
-def layers_of(repository: Repository, digest: str) -> Set[str]:
+def layers_of(repository: Repository, digest: str) -> 'Set[str]':
     """Return the layer links that a manifest needs.
 
     A layer pushed under another algorithm has a second link, under its sha256, that no manifest
@@ -931,13 +934,13 @@ def layers_of(repository: Repository, digest: str) -> Set[str]:
     return {*links, *[layers[link] for link in links]}
 
 
-def count_users(repository: Repository, digests: Iterable[str]) -> Mapping[str, int]:
+def count_users(repository: Repository, digests: 'Iterable[str]') -> 'Mapping[str, int]':
     """Return how many of the manifests `digests` need each layer link."""
     return Counter(chain.from_iterable(layers_of(repository, digest) for digest in digests))
 
 
-def lose(repository: Repository, graph: Graph, named: Set[str], touched: Set[str],
-         spared: AbstractSet[str] = frozenset()) -> Tuple[Set[str], Set[str]]:
+def lose(repository: Repository, graph: Graph, named: 'Set[str]', touched: 'Set[str]',
+         spared: AbstractSet[str] = frozenset()) -> 'Tuple[Set[str], Set[str]]':
     """Return the nodes that go with the tags and manifests `named`, and the layer links.
 
     The nodes are what is `touched`, a set that holds all that it reaches, less what something else
@@ -952,15 +955,15 @@ def lose(repository: Repository, graph: Graph, named: Set[str], touched: Set[str
                    if users == graph.users[digest] and digest in repository.layers}
 
 
-def what_goes_with(repository: Repository, graph: Graph, tags: Iterable[str],
-                   digests: Iterable[str] = ()) -> Set[str]:
+def what_goes_with(repository: Repository, graph: Graph, tags: 'Iterable[str]',
+                   digests: Iterable[str] = ()) -> 'Set[str]':
     """Return all that these tags, with their history, and these manifests reach."""
     named = set(digests).union(*(repository.tags[tag].history + (repository.tags[tag].digest or '',)
                                  for tag in tags))
     return reach(named & repository.manifests.keys(), graph.edges)
 
 
-def parents_first(doomed: AbstractSet[str], manifests: Mapping[str, Manifest]) -> List[str]:
+def parents_first(doomed: 'AbstractSet[str]', manifests: 'Mapping[str, Manifest]') -> 'List[str]':
     """Return the manifests `doomed` in an order that puts each index before its children."""
     ordered: List[str] = []
     met: Set[str] = set()
@@ -976,7 +979,8 @@ def parents_first(doomed: AbstractSet[str], manifests: Mapping[str, Manifest]) -
     return ordered[::-1]
 
 
-def require_readable(repository: Repository, tags: Iterable[str], manifests: Iterable[str]) -> None:
+def require_readable(repository: Repository, tags: 'Iterable[str]',
+                     manifests: 'Iterable[str]') -> None:
     """Refuse when what `tags` and `manifests`, which stay, need is unknown."""
     for tag in tags:
         if repository.tags[tag].fault:
@@ -984,20 +988,19 @@ def require_readable(repository: Repository, tags: Iterable[str], manifests: Ite
                 'Tag {0}:{1} stays, and cannot be read: {2}. Nothing was deleted. Repair it, or '
                 'delete it: {3} -i {0}:{1}'.format(
                     repository.name, tag, repository.tags[tag].fault, PROGRAM))
-    faults = [(digest, repository.manifests[digest].fault) for digest in sorted(manifests)
-              if repository.manifests[digest].fault]
+    faults, command = '', PROGRAM
+    for digest in sorted(manifests):
+        if repository.manifests[digest].fault:
+            faults += '\n  {}: {}'.format(digest, repository.manifests[digest].fault)
+            command += ' -i {}@{}'.format(repository.name, digest)
     if faults:
         raise RegistryCleanerError(
-            'What these manifests of {} need is unknown, so nothing was deleted:\n{}\n'
-            'Restore them, or delete them: {}'.format(
-                repository.name,
-                '\n'.join('  {}: {}'.format(digest, fault) for digest, fault in faults),
-                PROGRAM + ''.join(' -i {}@{}'.format(repository.name, digest)
-                                  for digest, _ in faults)))
+            'What these manifests of {} need is unknown, so nothing was deleted:{}\n'
+            'Restore them, or delete them: {}'.format(repository.name, faults, command))
 
 
-def refuse_kept_index(repository: Repository, graph: Graph, digests: Iterable[str],
-                      kept: Set[str]) -> None:
+def refuse_kept_index(repository: Repository, graph: Graph, digests: 'Iterable[str]',
+                      kept: 'Set[str]') -> None:
     """Refuse to delete one of the manifests `digests` when an index in `kept` contains it."""
     for digest in digests:
         for parent in sorted(kept):
@@ -1010,7 +1013,7 @@ def refuse_kept_index(repository: Repository, graph: Graph, digests: Iterable[st
                         repository.name, digest, parent, ', '.join(tags) or 'which has no tag'))
 
 
-def selected_tags(repository: Repository, graph: Graph, image: Image) -> Set[str]:
+def selected_tags(repository: Repository, graph: Graph, image: Image) -> 'Set[str]':
     """Return the tags that `image` names; a pattern never selects a referrer tag."""
     tags: AbstractSet[str] = repository.tags.keys()
     if not image.tag:
@@ -1018,7 +1021,7 @@ def selected_tags(repository: Repository, graph: Graph, image: Image) -> Set[str
     return set(matching(image.tag, tags - graph.referrer_tags if is_pattern(image.tag) else tags))
 
 
-def chosen_tags(repository: Repository, graph: Graph, wish: Request, now: float) -> Set[str]:
+def chosen_tags(repository: Repository, graph: Graph, wish: Request, now: float) -> 'Set[str]':
     """Return the tags that the images of `wish` select, less those that its rules keep.
 
     First go those that are excluded, then the `keep_last` newest of each image; of the rest those
@@ -1039,7 +1042,7 @@ def chosen_tags(repository: Repository, graph: Graph, wish: Request, now: float)
     return chosen
 
 
-def decide(repository: Repository, graph: Graph, wish: Request, now: float) -> List[Reference]:
+def decide(repository: Repository, graph: Graph, wish: Request, now: float) -> 'List[Reference]':
     """Return what `repository` loses when `wish` comes true; `now` is a time in seconds.
 
     Raises RegistryCleanerError when that cannot be known or must not be.
@@ -1093,8 +1096,8 @@ def decide(repository: Repository, graph: Graph, wish: Request, now: float) -> L
             + [Reference('repository', name)] * gone)
 
 
-def what_still_goes(repository: Repository, planned: List[Reference],
-                    changed: AbstractSet[Reference]) -> List[Reference]:
+def what_still_goes(repository: Repository, planned: 'List[Reference]',
+                    changed: 'AbstractSet[Reference]') -> 'List[Reference]':
     """Return what of `planned`, the plan of a run that was interrupted, may still be removed.
 
     `changed` are the tags and manifests in it that were pushed again since then.  They stay, and so
@@ -1138,7 +1141,7 @@ def refuse_other_names(store: Store) -> None:
                     ' Nothing was deleted. Name both, or remove the link first'.format(path, name))
 
 
-def places_above(path: str) -> Iterator[str]:
+def places_above(path: str) -> 'Iterator[str]':
     """Yield `path` and every folder that it lies in."""
     while path not in ('', '/'):
         yield path
@@ -1207,7 +1210,7 @@ class Journal:
         self.store = store
         self.path = store.v2 + '/' + JOURNAL
 
-    def stamp(self, reference: Reference) -> Optional[List[int]]:
+    def stamp(self, reference: Reference) -> 'Optional[List[int]]':
         """Return what tells the link of a tag or a manifest from one pushed later, None if gone."""
         folder = self.store.paths(reference)[0] + {'tag': '/current'}.get(reference.kind, '')
         try:
@@ -1216,11 +1219,11 @@ class Journal:
             return None
         return [status.st_mtime_ns, status.st_ino]
 
-    def changed(self, reference: Reference, stamp: Optional[List[int]]) -> bool:
+    def changed(self, reference: Reference, stamp: 'Optional[List[int]]') -> bool:
         """Tell whether the tag or manifest was pushed again since `stamp` was taken."""
         return reference.kind in STAMPED and self.stamp(reference) not in (None, stamp)
 
-    def read(self) -> Tuple[Plan, Set[Reference]]:
+    def read(self) -> 'Tuple[Plan, Set[Reference]]':
         """Return what is left of interrupted runs, and which of it has been pushed again since.
 
         Raises RegistryCleanerError when it cannot be understood: nothing goes on its word.
@@ -1244,19 +1247,18 @@ class Journal:
                                 'removed nothing yet')
                 continue
             try:
-                references = [(Reference(*names), stamp) for *names, stamp in record['references']]
+                stamps = {Reference(*names): stamp for *names, stamp in record['references']}
                 blobs, signatures = record['blobs'], record['signatures']
-                valid = record['version'] == JOURNAL_VERSION and all(
-                    is_reference(reference) for reference, _ in references) and all(
-                    map(is_digest, blobs + signatures))
+                valid = (record['version'] == JOURNAL_VERSION and all(map(is_reference, stamps))
+                         and all(map(is_digest, blobs + signatures)))
             except (TypeError, ValueError, KeyError, AttributeError):
                 valid = False
             if not valid:
                 raise self.refusal('it was written by another version, or not by this program')
-            plan.references.extend(reference for reference, _ in references)
+            plan.references.extend(stamps)
             plan.blobs.update(dict.fromkeys(blobs, 0))
             plan.signatures.extend(signatures)
-            changed.update(reference for reference, stamp in references
+            changed.update(reference for reference, stamp in stamps.items()
                            if self.changed(reference, stamp))
         return plan, changed
 
@@ -1301,17 +1303,16 @@ class Journal:
 def is_reference(reference: Reference) -> bool:
     """Tell whether every name in a reference that was read is one that this program writes."""
     kind, repository, name, tag = reference
-    if kind not in KINDS or not all(isinstance(text, str) for text in reference):
+    if kind not in KINDS or set(map(type, reference)) != {str}:
         return False
     parts = repository.split('/') + {'tag': [name], 'upload': [name], 'entry': [tag]}.get(kind, [])
-    return (all(part not in ('', '.', '..') and '/' not in part and '\0' not in part
-                for part in parts)
+    return ({'', '.', '..'}.isdisjoint(parts) and not re.search('[/\0]', ''.join(parts))
             and (is_digest(name) if kind in DIGEST_KINDS else True)
             and (re.fullmatch(LEFTOVER, name) is not None if kind == 'leftover' else True)
             and (kind != 'repository' or not name))
 
 
-def sync(folders: Iterable[str]) -> None:
+def sync(folders: 'Iterable[str]') -> None:
     """Return when what was made in or removed from these folders is so on the disk.
 
     Of a folder that is gone itself, the one that it was in counts.
@@ -1335,7 +1336,7 @@ class Remover:
     `stop` is asked before each removal whether to leave it, and the rest, to the next run.
     """
 
-    def __init__(self, v2: str, workers: Workers, stop: Callable[[], bool]) -> None:
+    def __init__(self, v2: str, workers: Workers, stop: 'Callable[[], bool]') -> None:
         self.store = Store(v2, workers)
         self.each = workers.each
         self.stop = stop
@@ -1361,7 +1362,7 @@ class Remover:
                 together=kind == 'index')
         emptied = [store.path(*reference) for reference in done if reference.kind == 'repository']
         for folder in sorted(emptied, reverse=True):  # one may lie in another
-            self.account(self.attempt(lambda: remove_empty(folder)))
+            self.account(self.attempt('', remove_empty, folder))
         sync({os.path.dirname(path) for reference in done for path in store.paths(reference)})
         try:
             linked = store.linked(plan.blobs, plan.signatures)
@@ -1371,16 +1372,16 @@ class Remover:
         blobs = {}
         unlinked = [digest for digest in plan.blobs if digest not in linked]
         for digest, gone in zip(unlinked, self.each(
-                lambda digest: self.attempt(lambda: remove(store.blob(digest), 'data')), unlinked,
+                lambda digest: self.attempt('', remove, store.blob(digest), 'data'), unlinked,
                 lambda: 'Deleting blobs, {} freed,'.format(size_text(self.freed)))):
             if self.account(gone):
                 blobs[digest] = plan.blobs[digest]
                 self.freed += plan.blobs[digest]
         folders = [folder for folder in plan.folders
-                   if self.account(self.attempt(lambda: remove_empty(folder)))]
+                   if self.account(self.attempt('', remove_empty, folder))]
         return plan._replace(references=done, blobs=blobs, folders=folders, failed=self.failed)
 
-    def remove_references(self, references: List[Reference], together: bool) -> List[Reference]:
+    def remove_references(self, references: 'List[Reference]', together: bool) -> 'List[Reference]':
         """Remove `references`, those of a repository `together`; return those that are gone."""
         groups = [[reference] for reference in references]
         if together:
@@ -1392,11 +1393,14 @@ class Remover:
 
     def remove_reference(self, reference: Reference) -> Any:
         """Remove what `reference` names; return as attempt() does."""
-        file = 'link' if reference.kind in DIGEST_KINDS else ''
-        return self.attempt(lambda: all([remove(path, file) for path in self.store.paths(reference)
-                                         ]), reference.repository)
+        return self.attempt(reference.repository, self.remove_all, reference)
 
-    def attempt(self, function: Callable[[], bool], repository: str = '') -> Any:
+    def remove_all(self, reference: Reference) -> bool:
+        for path in self.store.paths(reference):
+            remove(path, 'link' if reference.kind in DIGEST_KINDS else '')
+        return True
+
+    def attempt(self, repository: str, function: 'Callable[..., bool]', *arguments: Any) -> Any:
         """Return whether `function`, which removes, did, or the OSError that it met."""
         if self.stop():
             self.complete = False
@@ -1404,7 +1408,7 @@ class Remover:
         if repository in self.given_up:
             return False
         try:
-            return function()
+            return function(*arguments)
         except OSError as error:
             if repository:
                 self.given_up.add(repository)
@@ -1421,7 +1425,7 @@ class Remover:
         self.complete = False
         return False
 
-    def needed_by_newcomers(self, plan: Plan) -> Set[Reference]:
+    def needed_by_newcomers(self, plan: Plan) -> 'Set[Reference]':
         """Return what `plan` removes and a manifest needs that appeared since the scan."""
         spared: Set[Reference] = set()
         store = self.store
@@ -1446,7 +1450,7 @@ class Remover:
 # -- Safe ground: one run at a time, and no registry at work --------------------------------------
 
 @contextlib.contextmanager
-def locked(v2: str) -> Iterator[None]:
+def locked(v2: str) -> 'Iterator[None]':
     """Hold the lock on the store.  Raises RegistryCleanerError when another run holds it."""
     import fcntl
     descriptor = os.open(v2, os.O_RDONLY)
@@ -1470,7 +1474,7 @@ def refuse_running_registry(v2: str, read_only: bool) -> None:
     One that is `read_only` may, unless it is a cache of another registry: that writes on each pull.
     """
     try:
-        processes = [name for name in os.listdir('/proc') if name.isdigit()]
+        processes = list(filter(str.isdigit, os.listdir('/proc')))
     except OSError as error:
         log.debug('Cannot check whether a registry is running: %s', error.strerror)
         return
@@ -1500,7 +1504,7 @@ def refuse_running_registry(v2: str, read_only: bool) -> None:
                 '--read-only-registry'.format(text))
 
 
-def registry_settings(proc: str, arguments: Sequence[str]) -> Tuple[List[str], bool]:
+def registry_settings(proc: str, arguments: 'Sequence[str]') -> 'Tuple[List[str], bool]':
     """Return the v2 folders that a registry process may work on, and whether it is a cache.
 
     Its environment goes before its configuration file, and that before the images' default.  The
@@ -1518,7 +1522,7 @@ def registry_settings(proc: str, arguments: Sequence[str]) -> Tuple[List[str], b
             with open(seen_by_process(path), errors='replace') as text:
                 configuration = re.sub(r'(^|\s)#.*', '', text.read(1 << 20))
 
-    def values(key: str, variable: str) -> List[str]:
+    def values(key: str, variable: str) -> 'List[str]':
         if environment.get(variable):
             return [environment[variable]]
         lines = re.findall(key + r'[\'"]?\s*:[ \t]*(\S.*)', configuration)
@@ -1568,7 +1572,7 @@ class RegistryCleaner:
     """
 
     def __init__(self, registry_data_dir: str, dry_run: bool = False,
-                 read_only_registry: bool = False, workers: Optional[Workers] = None) -> None:
+                 read_only_registry: bool = False, workers: 'Optional[Workers]' = None) -> None:
         self.v2 = find_v2(registry_data_dir)
         self.dry_run = dry_run
         self.read_only_registry = read_only_registry
@@ -1600,7 +1604,7 @@ class RegistryCleaner:
         except OSError as error:
             raise RegistryCleanerError(cannot_read(error))
 
-    def run(self, request: Request, report: Callable[[Plan], None] = lambda plan: None) -> Plan:
+    def run(self, request: Request, report: 'Callable[[Plan], None]' = lambda plan: None) -> Plan:
         """Finish what an interrupted run left, carry out `request`, and report on each."""
         try:
             with contextlib.ExitStack() as stack:
@@ -1612,7 +1616,7 @@ class RegistryCleaner:
             raise RegistryCleanerError("Cannot go on: '{}': {}".format(
                 error.filename, error.strerror))
 
-    def _run(self, request: Request, report: Callable[[Plan], None]) -> Plan:
+    def _run(self, request: Request, report: 'Callable[[Plan], None]') -> Plan:
         store = Store(self.v2, self.workers)
         journal = Journal(store)
         unfinished, pushed_again = journal.read()
@@ -1680,7 +1684,7 @@ class Verdict:
             (mine.extend if isinstance(value, list) else mine.update)(value)
 
 
-def plan_request(store: Store, request: Request, finished: Iterable[Reference] = ()) -> Plan:
+def plan_request(store: Store, request: Request, finished: 'Iterable[Reference]' = ()) -> Plan:
     """Return what `request` removes.  Reads each thing once, and changes nothing.
 
     What an interrupted run left, now `finished`, is not missing.  Raises RegistryCleanerError when
@@ -1717,7 +1721,8 @@ def plan_request(store: Store, request: Request, finished: Iterable[Reference] =
                       request.prune)
 
 
-def judge(store: Store, names: Sequence[str], wishes: Mapping[str, Request], now: float) -> Verdict:
+def judge(store: Store, names: 'Sequence[str]', wishes: 'Mapping[str, Request]',
+          now: float) -> Verdict:
     """Return what is decided of the repositories `names`; `now` is a time in seconds."""
     verdict = Verdict()
     for repository in store.read_repositories(names):
@@ -1759,15 +1764,15 @@ def judge_repository(store: Store, repository: Repository, graph: Graph, wish: R
         verdict.used |= blobs_kept(repository, lost + linkless)
 
 
-def matches(repository: Repository, graph: Graph, wish: Request) -> List[Image]:
+def matches(repository: Repository, graph: Graph, wish: Request) -> 'List[Image]':
     """Return those of the images and exclusions in `wish` that name anything in `repository`."""
     return [image for image in wish.images + wish.excluded
             if (image.digest in repository.manifests if image.digest else
                 image.whole or selected_tags(repository, graph, image))]
 
 
-def by_repository(request: Request, names: List[str]) -> Tuple[Dict[Image, List[str]],
-                                                               Dict[str, Request]]:
+def by_repository(request: Request, names: 'List[str]'
+                  ) -> 'Tuple[Dict[Image, List[str]], Dict[str, Request]]':
     """Return the repositories that each image selects, and what is asked of each of those."""
     found = {image: matching_repositories(image, names)
              for image in request.images + request.excluded}
@@ -1787,14 +1792,14 @@ def by_repository(request: Request, names: List[str]) -> Tuple[Dict[Image, List[
     return found, wishes
 
 
-def linkless_layers(store: Store, repository: Repository, graph: Graph) -> List[Reference]:
+def linkless_layers(store: Store, repository: Repository, graph: Graph) -> 'List[Reference]':
     """Return the folders of layers that no manifest needs and that have lost their link."""
     unused = [Reference('layer', repository.name, digest)
               for digest in repository.layers.keys() - graph.users.keys()]
     return [layer for layer in existing(store, unused, True) if layer.kind == 'leftover']
 
 
-def existing(store: Store, lost: List[Reference], garbage: bool) -> List[Reference]:
+def existing(store: Store, lost: 'List[Reference]', garbage: bool) -> 'List[Reference]':
     """Return `lost` without layer links that are none: for `garbage`, those are leftovers."""
     layers = [reference for reference in lost if reference.kind in LAYERS]
     linkless = {layer for layer, linked in zip(layers, store.each(
@@ -1804,7 +1809,7 @@ def existing(store: Store, lost: List[Reference], garbage: bool) -> List[Referen
     return [reference for reference in lost if reference not in linkless] + leftovers
 
 
-def plan_rest(store: Store, unfinished: Plan, pushed_again: AbstractSet[Reference]) -> Plan:
+def plan_rest(store: Store, unfinished: Plan, pushed_again: 'AbstractSet[Reference]') -> Plan:
     """Return what of `unfinished`, the plan of an interrupted run, may still be removed.
 
     The store may have changed since then, so this decides again.  Raises as plan_request() does.
@@ -1835,23 +1840,24 @@ def plan_rest(store: Store, unfinished: Plan, pushed_again: AbstractSet[Referenc
     return with_blobs(store, plan, store.sizes(sorted(blobs)), False)
 
 
-def take_away(store: Store, plan: Plan, blobs: Iterable[str] = ()) -> None:
+def take_away(store: Store, plan: Plan, blobs: 'Iterable[str]' = ()) -> None:
     """Let what `plan` removes, and these blobs, read as missing in `store` from here on."""
     store.gone.update(path for reference in plan.references for path in store.paths(reference))
     store.gone.update(map(store.blob, blobs))
 
 
-def without_links(store: Store, plan: Plan, blobs: Set[str]) -> Set[str]:
+def without_links(store: Store, plan: Plan, blobs: 'Set[str]') -> 'Set[str]':
     """Return those of `blobs` that no repository has a link to once the references are gone."""
     if blobs:
         take_away(store, plan)
     return blobs - store.linked(blobs, plan.signatures)
 
 
-def with_blobs(store: Store, plan: Plan, blobs: Dict[str, int], prune: bool) -> Plan:
+def with_blobs(store: Store, plan: Plan, blobs: 'Dict[str, int]', prune: bool) -> Plan:
     """Return `plan` in the order of removal, with these blobs and their sizes."""
     if prune or store.links:
         take_away(store, plan, blobs)
+    if store.links:
         refuse_other_names(store)
     return plan._replace(
         blobs=blobs,
@@ -1860,7 +1866,7 @@ def with_blobs(store: Store, plan: Plan, blobs: Dict[str, int], prune: bool) -> 
         folders=store.empty_folders() if prune else [])
 
 
-def literal(repo: str, tag: Optional[str] = None) -> Image:
+def literal(repo: str, tag: 'Optional[str]' = None) -> Image:
     """Return the image of these names.  Raises RegistryCleanerError unless they are names."""
     image = Image(repo, tag)
     try:
@@ -1871,7 +1877,7 @@ def literal(repo: str, tag: Optional[str] = None) -> Image:
     raise RegistryCleanerError("'{}' is no valid image name".format(image))
 
 
-def refuse_unsafe_ground(store: Store, names: Iterable[str]) -> None:
+def refuse_unsafe_ground(store: Store, names: 'Iterable[str]') -> None:
     """Refuse a store whose tags are elsewhere, or which is only half there."""
     mark = os.path.dirname(store.v2) + '/lockfiles/database-in-use'
     if os.path.lexists(mark):
@@ -1888,7 +1894,7 @@ def refuse_unsafe_ground(store: Store, names: Iterable[str]) -> None:
                     'folders in {} by hand'.format(name, store.blobs, store.repositories))
 
 
-def matching_repositories(image: Image, names: List[str]) -> List[str]:
+def matching_repositories(image: Image, names: 'List[str]') -> 'List[str]':
     """Return those of the repositories `names` that `image` is or selects."""
     found = matching(image.name, names)
     if not found and image.name.startswith('localhost/'):
@@ -1896,8 +1902,8 @@ def matching_repositories(image: Image, names: List[str]) -> List[str]:
     return found
 
 
-def unmatched(request: Request, found: Mapping[Image, List[str]], wishes: Mapping[str, Request],
-              matched: AbstractSet[Image]) -> List[str]:
+def unmatched(request: Request, found: 'Mapping[Image, List[str]]', wishes: 'Mapping[str, Request]',
+              matched: 'AbstractSet[Image]') -> 'List[str]':
     """Return a warning for each pattern and each exclusion that names nothing.
 
     `matched` are those that name something in the repositories of `wishes`.  Where nothing is asked
@@ -1908,8 +1914,8 @@ def unmatched(request: Request, found: Mapping[Image, List[str]], wishes: Mappin
             and wishes.keys() >= set(found[image])]
 
 
-def refuse_missing(store: Store, images: Iterable[Image], found: Mapping[Image, List[str]],
-                   matched: AbstractSet[Image], finished: Iterable[Reference]) -> None:
+def refuse_missing(store: Store, images: 'Iterable[Image]', found: 'Mapping[Image, List[str]]',
+                   matched: 'AbstractSet[Image]', finished: 'Iterable[Reference]') -> None:
     """Refuse when one of `images` is no pattern, and neither `matched` nor just `finished`."""
     gone = {(repository, name) for _, repository, name, _ in finished}
     missing = []
@@ -1930,14 +1936,14 @@ def refuse_missing(store: Store, images: Iterable[Image], found: Mapping[Image, 
         raise RegistryCleanerError('\n'.join(missing))
 
 
-def blobs_of(repository: Repository, lost: Iterable[Reference]) -> Set[str]:
+def blobs_of(repository: Repository, lost: 'Iterable[Reference]') -> 'Set[str]':
     """Return the blobs that the links in `lost` stand for."""
     return {(repository.layers if reference.kind in LAYERS else repository.revisions)
             [reference.name] for reference in lost
             if reference.kind in MANIFESTS + LAYERS}
 
 
-def blobs_kept(repository: Repository, lost: List[Reference]) -> Set[str]:
+def blobs_kept(repository: Repository, lost: 'List[Reference]') -> 'Set[str]':
     """Return the blobs that `repository` without `lost` has links to, or a manifest that names."""
     if named(lost, 'repository'):
         return set()
@@ -1952,7 +1958,7 @@ def blobs_kept(repository: Repository, lost: List[Reference]) -> Set[str]:
     return kept
 
 
-def owners(repository: Repository, graph: Graph, lost: List[Reference]) -> Dict[str, str]:
+def owners(repository: Repository, graph: Graph, lost: 'List[Reference]') -> 'Dict[str, str]':
     """Return the image, 'name:tag' or 'name', that each manifest and blob in `lost` goes with."""
     name = repository.name
     found = dict.fromkeys(blobs_of(repository, lost), name)
@@ -1971,7 +1977,7 @@ def owners(repository: Repository, graph: Graph, lost: List[Reference]) -> Dict[
     return found
 
 
-def unknown_layers(repository: Repository, lost: List[Reference]) -> List[str]:
+def unknown_layers(repository: Repository, lost: 'List[Reference]') -> 'List[str]':
     """Return a warning for each manifest in `lost` of which nobody knows the layers."""
     if named(lost, 'repository'):
         return []
@@ -2027,8 +2033,8 @@ def list_images(store: Store, request: Request) -> Listing:
     everything = Request((Image('*'),), untagged=True)
     totals = {
         'repositories': len(repositories),
-        'tags': sum(len(repository.tags) for repository in repositories.values()),
-        'manifests': sum(len(repository.revisions) for repository in repositories.values()),
+        'tags': sum(len(there.tags) for there in repositories.values()),
+        'manifests': sum(len(there.revisions) for there in repositories.values()),
         'blobs': len(sizes), 'size': sum(sizes.values()),
         'untagged': freed_by(store, everything),
         'garbage': freed_by(store, Request(garbage=True))}
@@ -2042,14 +2048,14 @@ def linked_layers_only(store: Store, repository: Repository) -> Repository:
     return repository._replace(layers=dict(compress(repository.layers.items(), there)))
 
 
-def all_links(repository: Repository) -> List[str]:
+def all_links(repository: Repository) -> 'List[str]':
     """Return the blob of each link in `repository`."""
     return (list(repository.layers.values()) + list(repository.revisions.values())
             + [signature for digest in repository.revisions
                for signature in repository.signatures.get(digest, ())])
 
 
-def freed_by(store: Store, request: Request) -> Optional[int]:
+def freed_by(store: Store, request: Request) -> 'Optional[int]':
     """Return the bytes that `request` would free, None when it would be refused."""
     before = set(store.gone)
     try:
@@ -2060,8 +2066,8 @@ def freed_by(store: Store, request: Request) -> Optional[int]:
         store.gone = before
 
 
-def list_tags(repository: Repository, graph: Graph, wish: Request, sizes: Mapping[str, int],
-              links: Mapping[str, int]) -> Iterator[Row]:
+def list_tags(repository: Repository, graph: Graph, wish: Request, sizes: 'Mapping[str, int]',
+              links: 'Mapping[str, int]') -> 'Iterator[Row]':
     """Yield a row for each tag of `repository` that `wish` selects.
 
     `sizes` holds the size of each stored blob, `links` how many links to each there are, and
@@ -2098,8 +2104,8 @@ def list_tags(repository: Repository, graph: Graph, wish: Request, sizes: Mappin
                   damage(repository, tag, needs, sizes))
 
 
-def damage(repository: Repository, tag: str, needs: Mapping[str, Iterable[str]],
-           sizes: Mapping[str, int]) -> str:
+def damage(repository: Repository, tag: str, needs: 'Mapping[str, Iterable[str]]',
+           sizes: 'Mapping[str, int]') -> str:
     """Return why a tag cannot be pulled whole, '' if it can."""
     current = repository.tags[tag]
     if not current.digest:
@@ -2118,7 +2124,7 @@ def damage(repository: Repository, tag: str, needs: Mapping[str, Iterable[str]],
     return ''
 
 
-def table(listing: Listing, width: int, ages: bool) -> Iterator[str]:
+def table(listing: Listing, width: int, ages: bool) -> 'Iterator[str]':
     """Yield the lines of the list; push times are `ages` or dates.
 
     With a `width`, that of a terminal, they fit it, and bars show each line's share of the largest.
@@ -2131,18 +2137,18 @@ def table(listing: Listing, width: int, ages: bool) -> Iterator[str]:
             time.strftime(date, time.localtime(row.pushed)))
         cells.append((row.repository + ':' + row.tag, row.damage or str(row.digest)[7:19], pushed,
                       size_text(row.size), size_text(row.frees)))
-    widths = [max(len(line[column]) for line in cells) for column in range(5)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
     room = width - sum(widths[1:]) - 8  # for the image
     bar = min(20, room - widths[0] - 2)
     if width:
         widths[0] = max(8, min(widths[0], room))
-    largest = max([row.frees for row in listing.rows] or [0])
+    largest = listing.rows[0].frees if listing.rows else 0
     for number, (image, *rest) in enumerate(cells):
         if len(image) > widths[0]:
             half = widths[0] // 2 - 1
             image = image[:half] + '..' + image[half + 2 - widths[0]:]
         line = '{:{}}  {:{}}  {:{}}  {:>{}}  {:>{}}'.format(
-            *(part for pair in zip((image, *rest), widths) for part in pair))
+            *chain(*zip((image, *rest), widths)))
         if number and width and bar >= 4 and largest:
             line += '  ' + '#' * (listing.rows[number - 1].frees * bar // largest)
         yield line[:width or None].rstrip()
@@ -2189,7 +2195,7 @@ LINES = {'tag': 'tag {0}:{1}', 'entry': 'history entry {1} of {0}:{2}', 'index':
          'repository': 'repository {0}'}
 
 
-def describe(plan: Plan, verb: str) -> Iterator[Tuple[int, str]]:
+def describe(plan: Plan, verb: str) -> 'Iterator[Tuple[int, str]]':
     """Yield (log level, line) for what `plan` removes, if that level is logged; the summary last.
 
     What goes with an image is counted there, and has a line of its own at level DEBUG.
@@ -2245,9 +2251,9 @@ def summary(plan: Plan, verb: str) -> str:
     return '{} {}{}: {} freed'.format(verb, what, where, size_text(sum(plan.blobs.values())))
 
 
-def plan_json(plan: Plan, v2: str, dry_run: bool) -> Dict[str, Any]:
+def plan_json(plan: Plan, v2: str, dry_run: bool) -> 'Dict[str, Any]':
     """Return what was, or would be, removed, as `--json` prints it."""
-    def named(separator: str, *kinds: str) -> List[str]:
+    def named(separator: str, *kinds: str) -> 'List[str]':
         return [reference.repository + separator + reference.name
                 for reference in plan.references if reference.kind in kinds]
 
@@ -2259,7 +2265,7 @@ def plan_json(plan: Plan, v2: str, dry_run: bool) -> Dict[str, Any]:
             'failed': [{'path': path, 'error': error} for path, error in plan.failed]}
 
 
-def listing_json(listing: Listing, v2: str) -> Dict[str, Any]:
+def listing_json(listing: Listing, v2: str) -> 'Dict[str, Any]':
     """Return the list as `--json` prints it."""
     images = []
     for row in listing.rows:
@@ -2269,7 +2275,7 @@ def listing_json(listing: Listing, v2: str) -> Dict[str, Any]:
     return {'registry': v2, 'images': images, 'total': listing.totals}
 
 
-def columns(stream: IO[str]) -> int:
+def columns(stream: 'IO[str]') -> int:
     """Return the width of the terminal that `stream` is."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80
@@ -2287,7 +2293,7 @@ class Terminal(logging.StreamHandler):  # type: ignore[type-arg]
             progress and sys.stderr is not None and sys.stderr.isatty()) else float('inf')
         self.shown = False
 
-    def progress(self, step: Callable[[], str], done: int, total: int) -> None:
+    def progress(self, step: Step, done: int, total: int) -> None:
         """Show that `done` of `total` operations of a step are done."""
         if time.monotonic() >= self.next:
             self.next = time.monotonic() + 0.1
@@ -2390,12 +2396,12 @@ def age(text: str) -> float:
     return float(match.group(1)) * {'h': 3600, 'd': 86400, 'w': 7 * 86400}[match.group(2)]
 
 
-def read_lines() -> List[str]:
+def read_lines() -> 'List[str]':
     """Return the lines of standard input that hold anything, as file names are decoded."""
     if sys.stdin is None:
         return []
     lines = os.fsdecode(sys.stdin.buffer.read()).splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    return list(filter(None, map(str.strip, lines)))
 
 
 def read_request(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Request:
@@ -2430,7 +2436,7 @@ def read_request(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     return request
 
 
-def find_data_dir(given: Optional[str]) -> str:
+def find_data_dir(given: 'Optional[str]') -> str:
     """Return the folder to look for a registry in: the given one, else as the help says."""
     for directory in (given, os.environ.get('REGISTRY_DATA_DIR') or None,
                       os.environ.get('REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY') or None):
@@ -2448,7 +2454,7 @@ class Interrupted(BaseException):
     """A signal came while nothing was being removed."""
 
 
-def run(argv: Optional[Sequence[str]]) -> int:
+def run(argv: 'Optional[Sequence[str]]') -> int:
     """Do what the command line `argv` says; return the exit status."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
@@ -2528,7 +2534,7 @@ def report(plan: Plan, dry_run: bool) -> None:
         log.log(level, '%s', line)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: 'Optional[Sequence[str]]' = None) -> int:
     """Run the command line `argv`, the process's own by default; return the exit status."""
     logging.raiseExceptions = False  # nobody may be reading, and the work goes on
     try:
