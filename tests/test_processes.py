@@ -71,7 +71,8 @@ def test_processes_change_nothing(data):
         litter(builder)
         v2, names = builder.tree.v2, [name for name in NAMES if builder.pushed[name]]
         args = data.draw(st.sampled_from([
-            ['-g'], ['-g', '-u', '-p', '-i', '*'], ['-i', '*:1*'], ['-g', '-x', names[0]]]))
+            ['-g'], ['-g', '-u', '-p', '-i', '*'], ['-i', '*:1*'],
+            ['-g', '-x', (names or NAMES)[0]]]))
         before = snapshot(v2)
         status, messages, forks = run('', v2, '-n', *args)
         alone = run('', v2, '-n', '-j', '1', *args)
