@@ -785,12 +785,14 @@ class Store:
 
         What the registry needs of a repository that has a tag or a manifest stays, empty or not.
         """
-        walk = [self.v2] + [top for top in (self.repositories, self.blobs) if os.path.islink(top)]
+        level = [self.v2] + [top for top in (self.repositories, self.blobs) if os.path.islink(top)]
+        walk: List[str] = []
         held: Dict[str, int] = {}
-        for path in walk:  # grows as it goes
-            entries = self.entries(path)
-            held[path] = len(entries)
-            walk += subfolders(entries)
+        while level:
+            walk += level
+            listed = list(self.each(self.entries, level))
+            held.update(zip(level, map(len, listed)))
+            level = subfolders(chain.from_iterable(listed))
         for path in reversed(walk[1:]):
             if not held[path]:
                 held[os.path.dirname(path)] -= 1
@@ -1187,16 +1189,18 @@ def remove(path: str, file: str = '') -> bool:
 def remove_empty(path: str) -> bool:
     """Remove a folder, or the symbolic link to it, if it is empty; tell whether it is gone."""
     try:
-        if not os.path.islink(path):
-            os.rmdir(path)
-        elif not os.listdir(path):
-            os.unlink(path)
+        os.rmdir(path)
     except FileNotFoundError:
         pass
+    except NotADirectoryError:
+        if os.listdir(path):
+            return False
+        os.unlink(path)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-    return not os.path.lexists(path)
+        return False
+    return True
 
 
 class Journal:
@@ -1211,7 +1215,12 @@ class Journal:
         self.path = store.v2 + '/' + JOURNAL
 
     def stamp(self, reference: Reference) -> 'Optional[List[int]]':
-        """Return what tells the link of a tag or a manifest from one pushed later, None if gone."""
+        """Return what tells the link of a tag or a manifest from one pushed later.
+
+        None if it is gone, and for all else.
+        """
+        if reference.kind not in STAMPED:
+            return None
         folder = self.store.paths(reference)[0] + {'tag': '/current'}.get(reference.kind, '')
         try:
             status = os.lstat(folder + '/link')
@@ -1221,7 +1230,7 @@ class Journal:
 
     def changed(self, reference: Reference, stamp: 'Optional[List[int]]') -> bool:
         """Tell whether the tag or manifest was pushed again since `stamp` was taken."""
-        return reference.kind in STAMPED and self.stamp(reference) not in (None, stamp)
+        return self.stamp(reference) not in (None, stamp)
 
     def read(self) -> 'Tuple[Plan, Set[Reference]]':
         """Return what is left of interrupted runs, and which of it has been pushed again since.
@@ -1275,8 +1284,8 @@ class Journal:
         import json
         record = {'version': JOURNAL_VERSION, 'blobs': sorted(plan.blobs),
                   'signatures': plan.signatures,
-                  'references': [[*reference, self.stamp(reference) if reference.kind in STAMPED
-                                  else None] for reference in plan.references]}
+                  'references': [[*reference, stamp] for reference, stamp in zip(
+                      plan.references, self.store.each(self.stamp, plan.references))]}
         data = json.dumps(record).encode('ascii') + b'\n'
         before = None
         try:
@@ -1377,8 +1386,11 @@ class Remover:
             if self.account(gone):
                 blobs[digest] = plan.blobs[digest]
                 self.freed += plan.blobs[digest]
-        folders = [folder for folder in plan.folders
-                   if self.account(self.attempt('', remove_empty, folder))]
+        folders: List[str] = []
+        for _, level in groupby(plan.folders, lambda folder: folder.count('/')):
+            paths = list(level)
+            gone = self.each(lambda folder: self.attempt('', remove_empty, folder), paths)
+            folders += compress(paths, map(self.account, gone))
         return plan._replace(references=done, blobs=blobs, folders=folders, failed=self.failed)
 
     def remove_references(self, references: 'List[Reference]', together: bool) -> 'List[Reference]':
