@@ -14,10 +14,14 @@ Nothing is removed until the plan is complete.  A dry run prints the plan; a rea
 What cannot be understood is kept, and what a kept image may need is never removed.
 """
 
+import gc
+
+if __name__ == '__main__':
+    gc.disable()  # a run makes a million objects, and no cycles among them to look for
+
 import argparse
 import contextlib
 import errno
-import gc
 import logging
 import os
 import re
@@ -31,9 +35,6 @@ from itertools import chain, compress, groupby
 # Where an annotation would be worked out at each start, and cost time, it is in quotes.
 from typing import (IO, AbstractSet, Any, Callable, Dict, Iterable, Iterator, List, Mapping,
                     NamedTuple, Optional, Sequence, Set, Tuple, TypeVar)
-
-if __name__ == '__main__':
-    gc.disable()  # a run makes a million objects, and no cycles among them to look for
 
 __version__ = '1.0.0'
 
@@ -80,6 +81,15 @@ HOST_WITH_PORT = r'(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]+/'
 def is_digest(text: str) -> bool:
     """Tell whether `text` is `alg:hex` of the right length; only such a text becomes a path."""
     return DIGEST.fullmatch(text) is not None
+
+
+def all_hex(names: 'List[str]', length: int) -> bool:
+    """Tell whether all of `names` are so many hexadecimal digits.
+
+    To look at all of them together takes a quarter of the time that one after the other takes.
+    """
+    return set(map(len, names)) == {length} and not (
+        ''.join(names).encode('ascii', 'replace').translate(None, b'0123456789abcdef'))
 
 
 def is_pattern(text: str) -> bool:
@@ -518,7 +528,9 @@ class Store:
             return []
         if self.gone:
             names = [name for name in names if folder + '/' + name not in self.gone]
-        return list(filter(DIGEST.fullmatch, map((algorithm + ':').__add__, names)))
+        digests = list(map((algorithm + ':').__add__, names))
+        return digests if algorithm == 'sha256' and all_hex(names, 64) else (
+            list(filter(DIGEST.fullmatch, digests)))
 
     def status(self, path: str) -> 'Optional[os.stat_result]':
         """Return the status of `path`, None if missing; take note when it is a symbolic link."""
