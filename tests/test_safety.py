@@ -220,6 +220,14 @@ def test_what_was_finished_is_not_missing(tree, folder, interrupt):
             assert files(tree) == expected and not os.path.exists(journal_of(tree))
 
 
+def test_a_dry_run_plans_the_request_on_what_finishing_leaves(tree, folder, interrupt):
+    """The last tag goes, and with it the repository, as in the real run."""
+    interrupt(tree, *DELETE, file=2)
+    said = [call('-d', tree.root, *dry, '-i', 'app:2.0').said for dry in (['-n'], [])]
+    assert 'Would delete repository app ' in said[0]
+    assert 'Deleted repository app ' in said[1]
+
+
 def test_a_request_that_is_refused_finishes_all_the_same(tree, folder, interrupt):
     for request in [['-i', 'x'], ['-i', 'app:3.0'], DELETE + ['-i', 'x'], ['-i', 'team:1.0']]:
         tree = small_registry(tree.root)
