@@ -729,7 +729,7 @@ class Store:
                     found = set(self.digests_of(top + '/' + algorithm, algorithm))
                 for digest in blobs & found if named else found:
                     folder = top + '/' + digest.replace(':', '/')
-                    if digest.startswith(algorithm) and self.has_link(folder):
+                    if self.has_link(folder):
                         shares_manifest = shares_manifest or kind == 'revisions'
                         yield self.target(top, digest)
         if shares_manifest:
@@ -847,7 +847,7 @@ LAYERS = ('alias', 'layer')
 STAMPED = ('tag', 'index', 'manifest')  # what a push writes anew
 
 
-def named(references: 'Iterable[Reference]', *kinds: str) -> 'Set[str]':
+def names_in(references: 'Iterable[Reference]', *kinds: str) -> 'Set[str]':
     """Return the names in those of `references` that are of these kinds."""
     return {name for kind, _, name, _ in references if kind in kinds}
 
@@ -1119,16 +1119,16 @@ def what_still_goes(repository: Repository, planned: 'List[Reference]',
     """
     planned = [reference for reference in planned if reference not in changed]
     graph = make_graph(repository, referrers=False)
-    tags = set(map(tag_node, repository.tags.keys() & named(planned, 'tag')))
-    touched = repository.manifests.keys() & named(planned, *MANIFESTS)
+    tags = set(map(tag_node, repository.tags.keys() & names_in(planned, 'tag')))
+    touched = repository.manifests.keys() & names_in(planned, *MANIFESTS)
     lost, layers = lose(repository, graph, tags, touched)
     kept_tags = [tag for tag in repository.tags if tag_node(tag) not in lost]
     kept = repository.manifests.keys() - lost
     require_readable(repository, kept_tags, kept)
     stay = {'tag': set(kept_tags), 'index': kept, 'manifest': kept, 'entry': kept,
             **dict.fromkeys(LAYERS, graph.users.keys() - layers)}
-    if (kept_tags or kept or repository.layers.keys() - named(planned, *LAYERS)
-            or repository.uploads.keys() - named(planned, 'upload')):
+    if (kept_tags or kept or repository.layers.keys() - names_in(planned, *LAYERS)
+            or repository.uploads.keys() - names_in(planned, 'upload')):
         stay['repository'] = {''}
     return [reference for reference in planned
             if reference.name not in stay.get(reference.kind, ())]
@@ -1204,7 +1204,7 @@ def remove_empty(path: str) -> bool:
         os.rmdir(path)
     except FileNotFoundError:
         pass
-    except NotADirectoryError:
+    except NotADirectoryError:  # a symbolic link to a folder
         if os.listdir(path):
             return False
         os.unlink(path)
@@ -1778,7 +1778,7 @@ def judge_repository(store: Store, repository: Repository, graph: Graph, wish: R
     verdict.unlinked |= blobs_of(repository, lost)
     verdict.warnings += unknown_layers(repository, lost)
     verdict.owners.update(owners(repository, graph, lost))
-    gone = named(lost, *MANIFESTS)
+    gone = names_in(lost, *MANIFESTS)
     verdict.signatures += [signature for digest in gone & repository.signatures.keys()
                            for signature in repository.signatures[digest]]
     if lost:
@@ -1849,14 +1849,14 @@ def plan_rest(store: Store, unfinished: Plan, pushed_again: 'AbstractSet[Referen
     for name, references in planned.items():
         if name in repositories:
             repository = repositories[name]
-            known = named(references, *LAYERS)
+            known = names_in(references, *LAYERS)
             repository = repository._replace(layers={
                 digest: blob for digest, blob in repository.layers.items()
                 if digest in known or store.has_link(store.path('layer', name, digest))})
             references = [reference for reference in what_still_goes(
                 repository, references, pushed_again) if reference.kind != 'leftover'
                 or not store.has_link(store.path(*reference))]
-            plan.staying[name] = repository.revisions.keys() - named(references, *MANIFESTS)
+            plan.staying[name] = repository.revisions.keys() - names_in(references, *MANIFESTS)
         plan.references.extend(reference for reference in references if any(
             map(os.path.lexists, store.paths(reference) + [store.path('repository', name)]
                 if reference.kind == 'repository' else store.paths(reference))))
@@ -1969,11 +1969,11 @@ def blobs_of(repository: Repository, lost: 'Iterable[Reference]') -> 'Set[str]':
 
 def blobs_kept(repository: Repository, lost: 'List[Reference]') -> 'Set[str]':
     """Return the blobs that `repository` without `lost` has links to, or a manifest that names."""
-    if named(lost, 'repository'):
+    if names_in(lost, 'repository'):
         return set()
-    revisions = repository.revisions.keys() - named(lost, *MANIFESTS)
-    layers = repository.layers.keys() - named(lost, *LAYERS) - {
-        folder.partition('/')[2].replace('/', ':') for folder in named(lost, 'leftover')}
+    revisions = repository.revisions.keys() - names_in(lost, *MANIFESTS)
+    layers = repository.layers.keys() - names_in(lost, *LAYERS) - {
+        folder.partition('/')[2].replace('/', ':') for folder in names_in(lost, 'leftover')}
     kept = set(map(repository.layers.__getitem__, layers))
     kept.update(map(repository.revisions.__getitem__, revisions))
     for digest, manifest in repository.manifests.items():
@@ -1986,10 +1986,10 @@ def owners(repository: Repository, graph: Graph, lost: 'List[Reference]') -> 'Di
     """Return the image, 'name:tag' or 'name', that each manifest and blob in `lost` goes with."""
     name = repository.name
     found = dict.fromkeys(blobs_of(repository, lost), name)
-    if named(lost, 'repository'):
+    if names_in(lost, 'repository'):
         return found
-    manifests = named(lost, *MANIFESTS)
-    for tag in sorted(named(lost, 'tag')):
+    manifests = names_in(lost, *MANIFESTS)
+    for tag in sorted(names_in(lost, 'tag')):
         image = name + ':' + tag
         digests = what_goes_with(repository, graph, [tag]) & manifests
         manifests -= digests
@@ -2003,7 +2003,7 @@ def owners(repository: Repository, graph: Graph, lost: 'List[Reference]') -> 'Di
 
 def unknown_layers(repository: Repository, lost: 'List[Reference]') -> 'List[str]':
     """Return a warning for each manifest in `lost` of which nobody knows the layers."""
-    if named(lost, 'repository'):
+    if names_in(lost, 'repository'):
         return []
     return ['What the unreadable manifest {}@{} needed is unknown, so its layers stay'.format(
         name, digest) for kind, name, digest, _ in lost
@@ -2228,14 +2228,12 @@ def describe(plan: Plan, verb: str) -> 'Iterator[Tuple[int, str]]':
     manifests = Counter(plan.owners.get(name + '@' + digest, name)  # how many go with each image
                         for kind, name, digest, _ in plan.references if kind in MANIFESTS)
     blobs = Counter(plan.owners.get(digest, '') for digest in plan.blobs)
-    sizes: Dict[str, int] = {}
+    sizes: Counter[str] = Counter()
     for digest, size in plan.blobs.items():
-        image = plan.owners.get(digest, '')
-        sizes[image] = sizes.get(image, 0) + size
+        sizes[plan.owners.get(digest, '')] += size
 
-    def what_goes(image: str, noun: str, of: str = '') -> str:
-        return count(manifests[image], noun) + of + count(blobs[image], 'blob') + ', ' + size_text(
-            sizes.get(image, 0)) + ')'
+    def freed(image: str) -> str:
+        return count(blobs[image], 'blob') + ', ' + size_text(sizes[image])
 
     for kind, *names in plan.references:
         shown = kind == 'repository' or kind in ('tag', 'upload') and names[0] not in whole
@@ -2243,12 +2241,13 @@ def describe(plan: Plan, verb: str) -> 'Iterator[Tuple[int, str]]':
         if log.isEnabledFor(level):
             line = verb + ' ' + LINES[kind].format(*names)
             if kind in ('tag', 'repository'):
-                line += ' (' + what_goes(':'.join(filter(None, names)), 'manifest', ', ')
+                image = ':'.join(filter(None, names))
+                line += ' ({}, {})'.format(count(manifests[image], 'manifest'), freed(image))
             yield level, line
     for name in sorted(manifests.keys() - whole):
         if ':' not in name:
-            yield logging.INFO, verb + ' ' + what_goes(
-                name, 'untagged manifest', ' of {} ('.format(name))
+            yield logging.INFO, '{} {} of {} ({})'.format(
+                verb, count(manifests[name], 'untagged manifest'), name, freed(name))
     if log.isEnabledFor(logging.DEBUG):
         for digest, size in plan.blobs.items():
             yield logging.DEBUG, '{} blob {} ({})'.format(verb, digest, size_text(size))
