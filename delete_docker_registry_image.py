@@ -69,18 +69,18 @@ def cannot_read(error: OSError) -> str:
 
 # -- Digests, names and images --------------------------------------------------------------------
 
-ONE_DIGEST = '(?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})'
-DIGEST = re.compile(ONE_DIGEST)
-LEFTOVER = '(_layers|_manifests/revisions)/' + ONE_DIGEST.replace(':[', '/[')
+# Expressions; `re` compiles each when it is first used, and keeps it.
+DIGEST = '(?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})'
+LEFTOVER = '(?:_layers|_manifests/revisions)/' + DIGEST.replace(':[', '/[')
 COMPONENT = r'[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*'
 TAG = r'[A-Za-z0-9_][A-Za-z0-9._-]{0,127}'
-REFERRER_TAG = re.compile('(' + ONE_DIGEST.replace(':[', '-[') + r')(?:\..*)?', re.DOTALL)
+REFERRER_TAG = '(' + DIGEST.replace(':[', '-[') + r')(?:\.[\s\S]*)?'
 HOST_WITH_PORT = r'(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]+/'
 
 
 def is_digest(text: str) -> bool:
     """Tell whether `text` is `alg:hex` of the right length; only such a text becomes a path."""
-    return DIGEST.fullmatch(text) is not None
+    return re.fullmatch(DIGEST, text) is not None
 
 
 def all_hex(names: 'List[str]', length: int) -> bool:
@@ -241,7 +241,7 @@ def digests_in(found: 'List[Dict[str, Any]]', key: str = 'digest') -> 'Tuple[str
         digests = [sys.intern(descriptor[key]) for descriptor in found]
     except (KeyError, TypeError):
         raise ValueError('no digest')
-    if not all(map(DIGEST.fullmatch, digests)):
+    if not all(map(re.compile(DIGEST).fullmatch, digests)):
         raise ValueError('no valid digest')
     return tuple(digests)
 
@@ -530,7 +530,7 @@ class Store:
             names = [name for name in names if folder + '/' + name not in self.gone]
         digests = list(map((algorithm + ':').__add__, names))
         return digests if algorithm == 'sha256' and all_hex(names, 64) else (
-            list(filter(DIGEST.fullmatch, digests)))
+            list(filter(is_digest, digests)))
 
     def status(self, path: str) -> 'Optional[os.stat_result]':
         """Return the status of `path`, None if missing; take note when it is a symbolic link."""
@@ -926,7 +926,7 @@ def referrer_tags(repository: Repository, edges: 'Mapping[str, Iterable[str]]') 
     owners: Dict[str, str] = {}
     reached: Dict[str, Set[str]] = {}  # many tags of one manifest are one walk
     for tag in repository.tags:
-        match = REFERRER_TAG.fullmatch(tag)
+        match = re.fullmatch(REFERRER_TAG, tag)
         owner = match.group(1).replace('-', ':') if match else ''
         if owner in repository.manifests:
             start = repository.tags[tag].digest or tag_node(tag)
@@ -1983,21 +1983,21 @@ def blobs_kept(repository: Repository, lost: 'List[Reference]') -> 'Set[str]':
 
 
 def owners(repository: Repository, graph: Graph, lost: 'List[Reference]') -> 'Dict[str, str]':
-    """Return the image, 'name:tag' or 'name', that each manifest and blob in `lost` goes with."""
+    """Return the image, 'name:tag' or 'name', that each manifest and each of its blobs go with."""
     name = repository.name
-    found = dict.fromkeys(blobs_of(repository, lost), name)
     if names_in(lost, 'repository'):
-        return found
-    manifests = names_in(lost, *MANIFESTS)
-    for tag in sorted(names_in(lost, 'tag')):
-        image = name + ':' + tag
-        digests = what_goes_with(repository, graph, [tag]) & manifests
-        manifests -= digests
+        return dict.fromkeys(blobs_of(repository, lost), name)
+    found: Dict[str, str] = {}
+    left = names_in(lost, *MANIFESTS)
+    for tag in sorted(names_in(lost, 'tag')) + ['']:  # in the end what goes with no tag
+        digests = left & what_goes_with(repository, graph, [tag]) if tag else left
+        left = left - digests
+        image = name + ':' + tag if tag else name
         for digest in digests:
-            found[name + '@' + digest] = found[repository.revisions[digest]] = image
-            for blob in layers_of(repository, digest):
-                found[repository.layers[blob]] = image
-            found.update(dict.fromkeys(repository.signatures.get(digest, ()), image))
+            found[name + '@' + digest] = image
+            for blob in chain([repository.revisions[digest]], layers_of(repository, digest),
+                              repository.signatures.get(digest, ())):
+                found.setdefault(repository.layers.get(blob, blob), image)
     return found
 
 
@@ -2563,11 +2563,14 @@ def main(argv: 'Optional[Sequence[str]]' = None) -> int:
     try:
         return run(argv)
     finally:
-        try:
-            print(end='', flush=True)
-        except OSError:  # what could not be written would be tried again at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                print(end='', file=stream, flush=True)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    try:
+        exit_status: Any = main()
+    except SystemExit as error:  # the parser's, after --help or a usage error
+        exit_status = error.code
+    os._exit(exit_status)  # at once: nobody needs what a run holds freed piece by piece

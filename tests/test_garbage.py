@@ -296,6 +296,14 @@ def test_untagged_manifests_are_no_garbage(tree):
     assert not exists(tree, untagged)
 
 
+def test_a_line_of_untagged_manifests_counts_their_blobs_only(tree):
+    tree.image('app', [b'base', b'untagged'])
+    tree.layer('app', b'unused')
+    said = collect(tree, '-u', '-i', 'app')
+    assert 'Deleted 1 untagged manifest of app (2 blobs, ' in said  # itself, and a layer
+    assert 'Deleted 1 manifest, 3 blobs of app: ' in said.splitlines()[-1]
+
+
 @pytest.mark.parametrize('newest', ['data', 'startedat', 'hashstates/sha256/12', '.'])
 def test_uploads_by_their_newest_file(tree, newest):
     tree.upload('app', 'old', age=DAY + 60)
