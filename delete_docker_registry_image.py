@@ -218,7 +218,7 @@ def plain(document: Any) -> 'Dict[str, Any]':
     return {key: value for key, value in zip(spelled, document.values()) if key}
 
 
-def part(document: 'Dict[str, Any]', key: str, kind: type) -> Any:
+def field(document: 'Dict[str, Any]', key: str, kind: type) -> Any:
     """Return the value of `key`, None if null or absent.  Raises ValueError for a wrong type."""
     value = document.get(key)
     if value is not None and not isinstance(value, kind):
@@ -228,7 +228,7 @@ def part(document: 'Dict[str, Any]', key: str, kind: type) -> Any:
 
 def descriptors(document: 'Dict[str, Any]', key: str) -> 'List[Dict[str, Any]]':
     """Return the list `key`, empty if null or absent.  Raises ValueError for a wrong type."""
-    items = part(document, key, list) or ()
+    items = field(document, key, list) or ()
     return [item if type(item) is dict and USUAL_KEYS.issuperset(item) else plain(item)
             for item in items]
 
@@ -289,8 +289,8 @@ def parse_document(document: 'Dict[str, Any]') -> Manifest:
         for key in ('layers', 'blobs', 'fsLayers', 'manifests')]
     config, subject = [[] if document.get(key) is None else [plain(document[key])]
                        for key in ('config', 'subject')]
-    typed = [entry for entry in entries if part(entry, 'mediaType', str) in MANIFEST_TYPES]
-    foreign = [layer for layer in layers if 'urls' in layer and part(layer, 'urls', list)]
+    typed = [entry for entry in entries if field(entry, 'mediaType', str) in MANIFEST_TYPES]
+    foreign = [layer for layer in layers if 'urls' in layer and field(layer, 'urls', list)]
     return Manifest(digests_in(layers + blobs + config) + digests_in(old_layers, 'blobSum'),
                     digests_in(entries), digests_in(typed), (digests_in(subject) or (None,))[0],
                     digests_in(foreign), None, ' '.join(sorted(kind)))
@@ -2564,8 +2564,10 @@ def main(argv: 'Optional[Sequence[str]]' = None) -> int:
         return run(argv)
     finally:
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):
+            try:
                 print(end='', file=stream, flush=True)
+            except OSError:  # what could not be written would be tried again at exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == '__main__':
