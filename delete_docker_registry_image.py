@@ -146,24 +146,19 @@ def parse_image(text: str) -> Image:
         if not (is_pattern(component) or re.fullmatch(COMPONENT, component)) or len(name) > 255:
             raise ValueError("'{}' is no valid image name".format(text))
     try:
-        for part in filter(is_pattern, (name, tag)):
-            pattern(part)
+        for part in (name, tag):
+            matching(part, ())  # compiles a pattern
     except re.error:
         raise ValueError("'{}' is no valid pattern".format(text))
     return Image(name, tag or None, digest or None)
 
 
-def pattern(text: str) -> 're.Pattern[str]':
-    """Return the expression that a shell pattern stands for.  Raises re.error."""
-    import fnmatch
-    return re.compile(fnmatch.translate(text))
-
-
 def matching(wanted: str, names: 'Iterable[str]') -> 'List[str]':
-    """Return those of `names` that `wanted`, a name or a pattern, selects (`*` matches `/` too)."""
-    if is_pattern(wanted):
-        return list(filter(pattern(wanted).match, names))
-    return [wanted] if wanted in names else []
+    """Return those of `names` that `wanted`, a name or a pattern, selects.  Raises re.error."""
+    if not is_pattern(wanted):
+        return [wanted] if wanted in names else []
+    import fnmatch
+    return fnmatch.filter(names, wanted)  # `*` matches `/` too
 
 
 # -- Manifests ------------------------------------------------------------------------------------
@@ -212,10 +207,10 @@ def plain(document: Any) -> 'Dict[str, Any]':
         raise ValueError('no JSON object')
     if document.keys() <= USUAL_KEYS:
         return document
-    spelled = [KEYS.get(key.casefold(), '') for key in document]
-    if len(set(spelled) - {''}) < len(spelled) - spelled.count(''):
+    known = [(KEYS[key.casefold()], document[key]) for key in document if key.casefold() in KEYS]
+    if len(dict(known)) < len(known):
         raise ValueError('a key stands twice')
-    return {key: value for key, value in zip(spelled, document.values()) if key}
+    return dict(known)
 
 
 def field(document: 'Dict[str, Any]', key: str, kind: type) -> Any:
@@ -302,7 +297,7 @@ class Tag(NamedTuple):
     """One tag.  It is broken when its link is missing, empty or no digest."""
 
     digest: Optional[str]  # None: broken
-    history: Tuple[str, ...] = ()  # every digest that its index has a link to
+    history: Tuple[str, ...] = ()  # the digests that its index has a link to
     entries: Tuple[str, ...] = ()  # these, and those whose folder has lost its link
     pushed: Optional[float] = None  # time of the last write to its link, in seconds, if `dated`
     fault: Optional[str] = None  # why its link cannot be read
@@ -342,11 +337,16 @@ class Workers:
         return self.jobs or (JOBS if times and times[len(times) // 2] > SLOW_LISTING else 1)
 
     def each(self, function: 'Callable[[Item], Result]', items: 'Sequence[Item]',
-             step: Optional[Step] = None) -> 'Iterator[Result]':
-        """Yield function(item) for each of `items`, in their order; `step` says what it does."""
+             step: Optional[Step] = None, large: bool = False) -> 'Iterator[Result]':
+        """Yield function(item) for each of `items`, in their order; `step` says what it does.
+
+        For a `large` item `function` calls each() itself: a few of those come one by one, each with
+        all the threads.
+        """
         threads = self.threads()
         results = map(function, items)
-        if threads > 1 and threading.current_thread() is threading.main_thread():
+        if (threads > 1 and len(items) >= (threads if large else 2)
+                and threading.current_thread() is threading.main_thread()):
             if not self._pool:
                 # Not at the top: it takes longer to import than most runs last.
                 from concurrent.futures import ThreadPoolExecutor
@@ -414,10 +414,12 @@ class Workers:
             with open(reading, 'rb') as pipe:
                 yield answer
         except BaseException:
-            os.kill(process, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
             raise
         finally:
-            os.waitpid(process, 0)
+            with contextlib.suppress(ChildProcessError):  # where SIGCHLD is ignored, none is left
+                os.waitpid(process, 0)
 
 
 # Where things lie below `repositories`: {0} is the repository, {1} the name, {2} a tag.
@@ -432,9 +434,31 @@ PLACES = {
 DIGEST_KINDS = ('entry', 'index', 'manifest', 'alias', 'layer')  # their name is a digest
 
 
+def followed(link: str) -> 'List[str]':
+    """Return the places that a symbolic link leads to: other links on the way, and its end."""
+    places: List[str] = []
+    folder, todo = os.path.realpath(os.path.dirname(link)), [os.path.basename(link)]
+    while todo and len(places) <= 40:  # Linux follows no more
+        path = os.path.normpath(os.path.join(folder, todo.pop()))
+        if os.path.islink(path):
+            places.append(path)
+            todo += reversed(os.readlink(path).split('/'))
+            folder = '/' if os.readlink(path).startswith('/') else folder
+        else:
+            folder = path
+    return places[1:] + [folder]
+
+
 def subfolders(entries: 'Iterable[os.DirEntry[str]]') -> 'List[str]':
     """Return the paths of those of `entries` that are folders, and no symbolic links to some."""
     return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def places_above(path: str) -> 'Iterator[str]':
+    """Yield `path` and every folder that it lies in."""
+    while path not in ('', '/'):
+        yield path
+        path = os.path.dirname(path)
 
 
 class Store:
@@ -452,7 +476,7 @@ class Store:
         self.gone: Set[str] = set()  # paths of what a plan removes: it reads as missing already
         self.repositories = v2 + '/repositories'
         self.blobs = v2 + '/blobs'
-        self.links: Dict[str, str] = {}  # symbolic links met while reading -> where they lead
+        self.links: Dict[str, List[str]] = {}  # symbolic links met while reading, as followed()
         self._names: Optional[List[str]] = None
         self.parsed: Dict[str, Manifest] = {}
         self.known: Dict[str, Repository] = {}  # repositories that need not be read again
@@ -501,7 +525,7 @@ class Store:
             entries = [entry for entry in entries if entry.path not in self.gone]
         for entry in entries:
             if entry.is_symlink():
-                self.links[entry.path] = os.path.realpath(entry.path)
+                self.links[entry.path] = followed(entry.path)
         return entries
 
     def folders(self, path: str) -> 'List[str]':
@@ -539,7 +563,7 @@ class Store:
         try:
             status = os.lstat(path)
             if stat.S_ISLNK(status.st_mode):
-                self.links[path] = os.path.realpath(path)
+                self.links[path] = followed(path)
                 status = os.stat(path)
         except FileNotFoundError:
             self.require_missing(path)
@@ -553,29 +577,25 @@ class Store:
         """Tell whether `folder`, which lies in a folder that is there, is and holds a link."""
         try:
             if stat.S_ISLNK(os.lstat(folder).st_mode):
-                self.links[folder] = os.path.realpath(folder)
+                self.links[folder] = followed(folder)
         except FileNotFoundError:
             return False
         return self.exists(folder + '/link')
 
-    def open(self, path: str) -> 'Optional[int]':
-        """Return a descriptor of the file `path`, None when it is missing; take note of a link."""
+    def read(self, path: str, limit: int) -> 'Optional[bytes]':
+        """Return at most `limit` + 1 bytes of the file `path`, None when it is missing."""
         flags = os.O_RDONLY | os.O_NONBLOCK  # never wait for the other end of a pipe
         try:
-            return os.open(path, flags | os.O_NOFOLLOW)
+            descriptor = os.open(path, flags | os.O_NOFOLLOW)
         except FileNotFoundError:
             self.require_missing(path)
             return None
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-        return os.open(path, flags) if self.exists(path) else None
-
-    def read(self, path: str, limit: int) -> 'Optional[bytes]':
-        """Return at most `limit` + 1 bytes of the file `path`, None when it is missing."""
-        descriptor = self.open(path)
-        if descriptor is None:
-            return None
+            if not self.exists(path):  # takes note of the link
+                return None
+            descriptor = os.open(path, flags)
         try:
             wanted = min(limit + 1, 1 << 16)
             content = chunk = os.read(descriptor, wanted)
@@ -663,10 +683,12 @@ class Store:
     def read_repositories(self, names: 'Sequence[str]') -> 'Iterator[Repository]':
         """Yield these repositories."""
         return self.each(lambda name: self.known.get(name) or self.read_repository(name), names,
-                         lambda: 'Reading repositories')
+                         lambda: 'Reading repositories', large=True)
 
     def read_repository(self, name: str) -> Repository:
         """Return the repository `name`, with all of its manifests."""
+        for kind in ('tags', 'revisions'):
+            self.status(self.path(kind, name))
         names = self.folders(self.path('tags', name))
         tags = dict(zip(names, self.each(lambda tag: self.read_tag(name, tag), names)))
         top = self.path('layers', name)
@@ -721,6 +743,7 @@ class Store:
         shares_manifest = False
         for kind in ('layers', 'revisions'):
             top = self.path(kind, name)
+            self.status(top)
             for algorithm in self.folders(top):
                 named = algorithm == 'sha256'  # its links are named after their blobs
                 if named and len(blobs) <= LISTING_COST:
@@ -734,6 +757,7 @@ class Store:
                         yield self.target(top, digest)
         if shares_manifest:
             # A tool that makes links of equal files makes one of the tag of the same manifest too.
+            self.status(self.path('tags', name))
             for tag in self.folders(self.path('tags', name)):
                 self.status(self.path('tag', name, tag) + '/current/link')
         for digest in self.digests(self.path('revisions', name)) if signatures else ():
@@ -834,7 +858,7 @@ class Reference(NamedTuple):
 
     kind: str  # one of KINDS
     repository: str
-    name: str = ''  # the tag, the digest or the upload
+    name: str = ''  # the tag, the digest, the upload or the leftover's folder
     tag: str = ''  # of a history entry
 
 
@@ -844,7 +868,6 @@ class Reference(NamedTuple):
 KINDS = ('tag', 'entry', 'index', 'manifest', 'alias', 'layer', 'leftover', 'upload', 'repository')
 MANIFESTS = ('index', 'manifest')
 LAYERS = ('alias', 'layer')
-STAMPED = ('tag', 'index', 'manifest')  # what a push writes anew
 
 
 def names_in(references: 'Iterable[Reference]', *kinds: str) -> 'Set[str]':
@@ -1017,7 +1040,7 @@ def refuse_kept_index(repository: Repository, graph: Graph, digests: 'Iterable[s
                       kept: 'Set[str]') -> None:
     """Refuse to delete one of the manifests `digests` when an index in `kept` contains it."""
     for digest in digests:
-        for parent in sorted(kept):
+        for parent in sorted(kept.intersection(graph.reached_by.get(digest, ()))):
             if digest in repository.manifests[parent].children:
                 tags = sorted('{}:{}'.format(repository.name, tag) for tag in repository.tags
                               if parent in reach([tag_node(tag)], graph.edges))
@@ -1047,11 +1070,11 @@ def chosen_tags(repository: Repository, graph: Graph, wish: Request, now: float)
         tags = selected_tags(repository, graph, image) - excluded
         if wish.keep_last is not None or wish.older_than is not None:
             pushed = {tag: repository.tags[tag].pushed for tag in tags}
-            times = sorted(time for time in pushed.values() if time is not None)
+            times = sorted(when for when in pushed.values() if when is not None)
             before = float('inf') if wish.older_than is None else now - wish.older_than
             if wish.keep_last:
                 before = min([before] + times[-wish.keep_last:][:1])
-            tags = {tag for tag, time in pushed.items() if time is not None and time < before}
+            tags = {tag for tag, when in pushed.items() if when is not None and when < before}
         chosen |= tags
     return chosen
 
@@ -1120,7 +1143,8 @@ def what_still_goes(repository: Repository, planned: 'List[Reference]',
     planned = [reference for reference in planned if reference not in changed]
     graph = make_graph(repository, referrers=False)
     tags = set(map(tag_node, repository.tags.keys() & names_in(planned, 'tag')))
-    touched = repository.manifests.keys() & names_in(planned, *MANIFESTS)
+    touched = repository.manifests.keys() & (
+        names_in(planned, *MANIFESTS) | names_in(planned, *LAYERS) - repository.revisions.keys())
     lost, layers = lose(repository, graph, tags, touched)
     kept_tags = [tag for tag in repository.tags if tag_node(tag) not in lost]
     kept = repository.manifests.keys() - lost
@@ -1138,7 +1162,7 @@ def refuse_other_names(store: Store) -> None:
     """Refuse when something that goes has a name that stays, by a symbolic link in the store."""
     leading: Dict[str, List[str]] = {}  # place -> links that lead to it or to something in it
     arriving: Dict[str, List[str]] = {}  # place -> links that lead just there
-    for link, target in store.links.items():
+    for link, target in [(link, target) for link in store.links for target in store.links[link]]:
         arriving.setdefault(target, []).append(link)
         for place in places_above(target):
             leading.setdefault(place, []).append(link)
@@ -1153,13 +1177,6 @@ def refuse_other_names(store: Store) -> None:
                 raise RegistryCleanerError(
                     "'{}' would be deleted, but '{}', which stays, is the same by a symbolic link."
                     ' Nothing was deleted. Name both, or remove the link first'.format(path, name))
-
-
-def places_above(path: str) -> 'Iterator[str]':
-    """Yield `path` and every folder that it lies in."""
-    while path not in ('', '/'):
-        yield path
-        path = os.path.dirname(path)
 
 
 # -- The removal ----------------------------------------------------------------------------------
@@ -1216,7 +1233,7 @@ def remove_empty(path: str) -> bool:
 
 
 class Journal:
-    """What is being removed from the store in `v2`, on disk before the first removal.
+    """What is being removed from `store`, on disk before the first removal.
 
     It lies beside the store's folders, a line of JSON for each plan: a line that is torn belongs to
     a plan of which nothing was removed.
@@ -1231,18 +1248,14 @@ class Journal:
 
         None if it is gone, and for all else.
         """
-        if reference.kind not in STAMPED:
+        if reference.kind not in ('tag', 'index', 'manifest'):  # a push writes only these anew
             return None
-        folder = self.store.paths(reference)[0] + {'tag': '/current'}.get(reference.kind, '')
+        folder = self.store.path(*reference) + ('/current' if reference.kind == 'tag' else '')
         try:
             status = os.lstat(folder + '/link')
         except FileNotFoundError:
             return None
         return [status.st_mtime_ns, status.st_ino]
-
-    def changed(self, reference: Reference, stamp: 'Optional[List[int]]') -> bool:
-        """Tell whether the tag or manifest was pushed again since `stamp` was taken."""
-        return self.stamp(reference) not in (None, stamp)
 
     def read(self) -> 'Tuple[Plan, Set[Reference]]':
         """Return what is left of interrupted runs, and which of it has been pushed again since.
@@ -1280,7 +1293,7 @@ class Journal:
             plan.blobs.update(dict.fromkeys(blobs, 0))
             plan.signatures.extend(signatures)
             changed.update(reference for reference, stamp in stamps.items()
-                           if self.changed(reference, stamp))
+                           if self.stamp(reference) not in (None, stamp))
         return plan, changed
 
     def refusal(self, reason: str) -> RegistryCleanerError:
@@ -1328,8 +1341,8 @@ def is_reference(reference: Reference) -> bool:
         return False
     parts = repository.split('/') + {'tag': [name], 'upload': [name], 'entry': [tag]}.get(kind, [])
     return ({'', '.', '..'}.isdisjoint(parts) and not re.search('[/\0]', ''.join(parts))
-            and (is_digest(name) if kind in DIGEST_KINDS else True)
-            and (re.fullmatch(LEFTOVER, name) is not None if kind == 'leftover' else True)
+            and (kind not in DIGEST_KINDS or is_digest(name))
+            and (kind != 'leftover' or re.fullmatch(LEFTOVER, name) is not None)
             and (kind != 'repository' or not name))
 
 
@@ -1364,7 +1377,6 @@ class Remover:
         self.complete = True  # nothing failed, and nothing was left to the next run
         self.failed: List[Tuple[str, str]] = []
         self.given_up: Set[str] = set()  # repositories left as they stand since something failed
-        self.freed = 0  # bytes
 
     def apply(self, plan: Plan) -> Plan:
         """Remove what `plan` names; return what is gone, and what failed."""
@@ -1377,10 +1389,8 @@ class Remover:
         for kind in KINDS:
             if kind == 'alias':
                 spared = self.needed_by_newcomers(plan)
-            # Parallel work would not keep the order of indexes inside a repository.
             done += self.remove_references([
-                reference for reference in by_kind[kind] if reference not in spared],
-                together=kind == 'index')
+                reference for reference in by_kind[kind] if reference not in spared])
         emptied = [store.path(*reference) for reference in done if reference.kind == 'repository']
         for folder in sorted(emptied, reverse=True):  # one may lie in another
             self.account(self.attempt('', remove_empty, folder))
@@ -1390,14 +1400,13 @@ class Remover:
         except OSError as error:
             self.account(error)
             linked = set(plan.blobs)
-        blobs = {}
+        blobs: Dict[str, int] = {}
         unlinked = [digest for digest in plan.blobs if digest not in linked]
         for digest, gone in zip(unlinked, self.each(
                 lambda digest: self.attempt('', remove, store.blob(digest), 'data'), unlinked,
-                lambda: 'Deleting blobs, {} freed,'.format(size_text(self.freed)))):
+                lambda: 'Deleting blobs, {} freed,'.format(size_text(sum(blobs.values()))))):
             if self.account(gone):
                 blobs[digest] = plan.blobs[digest]
-                self.freed += plan.blobs[digest]
         folders: List[str] = []
         for _, level in groupby(plan.folders, lambda folder: folder.count('/')):
             paths = list(level)
@@ -1405,22 +1414,22 @@ class Remover:
             folders += compress(paths, map(self.account, gone))
         return plan._replace(references=done, blobs=blobs, folders=folders, failed=self.failed)
 
-    def remove_references(self, references: 'List[Reference]', together: bool) -> 'List[Reference]':
-        """Remove `references`, those of a repository `together`; return those that are gone."""
-        groups = [[reference] for reference in references]
-        if together:
-            groups = [list(group) for _, group in groupby(references, lambda one: one.repository)]
-        outcomes = self.each(lambda group: [self.remove_reference(one) for one in group], groups,
-                             lambda: 'Deleting references')
+    def remove_references(self, references: 'List[Reference]') -> 'List[Reference]':
+        """Remove `references`, all of one kind; return those that are gone."""
+        # The indexes of a repository go in their order, all else may go side by side.
+        groups = [list(group) for _, group in groupby(
+            references, lambda one: one.repository if one.kind == 'index' else one)]
+        outcomes = self.each(lambda group: [
+            self.attempt(one.repository, self.remove_reference, one) for one in group], groups,
+            lambda: 'Deleting references')
         return [reference for reference, outcome in zip(references, chain.from_iterable(outcomes))
                 if self.account(outcome)]
 
-    def remove_reference(self, reference: Reference) -> Any:
-        """Remove what `reference` names; return as attempt() does."""
-        return self.attempt(reference.repository, self.remove_all, reference)
-
-    def remove_all(self, reference: Reference) -> bool:
+    def remove_reference(self, reference: Reference) -> bool:
+        """Remove what `reference` names; tell whether it is gone."""
         for path in self.store.paths(reference):
+            if reference.kind == 'leftover' and self.store.exists(path + '/link'):
+                return False  # pushed since the scan
             remove(path, 'link' if reference.kind in DIGEST_KINDS else '')
         return True
 
@@ -1461,7 +1470,7 @@ class Remover:
                         if digest not in staying):
                     repository = store.read_repository(name)
                     require_readable(repository, repository.tags, repository.manifests)
-                    needed = make_graph(repository).users
+                    needed = count_users(repository, repository.manifests)
                     spared.update(reference for reference in plan.references
                                   if reference.repository == name and (
                                       reference.kind == 'repository' or reference.name in needed))
@@ -1541,7 +1550,9 @@ def registry_settings(proc: str, arguments: 'Sequence[str]') -> 'Tuple[List[str]
         environment = dict(text.partition('=')[::2]
                            for text in os.fsdecode(file.read()).split('\0'))
     configuration = ''
-    for path in [word for word in arguments if word and not word.startswith('-')][:1]:
+    named = [word for word in arguments if not word.startswith('-')]
+    named.append(environment.get('REGISTRY_CONFIGURATION_PATH', ''))
+    for path in list(filter(None, named))[:1]:
         with contextlib.suppress(FileNotFoundError):
             with open(seen_by_process(path), errors='replace') as text:
                 configuration = re.sub(r'(^|\s)#.*', '', text.read(1 << 20))
@@ -1557,6 +1568,23 @@ def registry_settings(proc: str, arguments: 'Sequence[str]') -> 'Tuple[List[str]
     return ([seen_by_process(root) + '/docker/registry/v2'
              for root in roots or ['/var/lib/registry']],
             bool(values('remoteurl', 'REGISTRY_PROXY_REMOTEURL')))
+
+
+def refuse_unsafe_ground(store: Store, names: 'Iterable[str]') -> None:
+    """Refuse a store whose tags are elsewhere, or which is only half there."""
+    mark = os.path.dirname(store.v2) + '/lockfiles/database-in-use'
+    if os.path.lexists(mark):
+        raise RegistryCleanerError(
+            "'{}' says that this registry keeps its tags in a database, so the disk does not tell "
+            'what is in use. Delete images with that registry (GitLab) instead'.format(mark))
+    if not store.holds_a_blob():
+        for name in names:
+            if any(store.has_link(store.path('manifest', name, digest))
+                   for digest in store.digests(store.path('revisions', name))):
+                raise RegistryCleanerError(
+                    "Repository '{}' has images, but '{}' holds no blob at all: is a disk not "
+                    'mounted? Nothing was deleted. If the blobs are really lost, delete the '
+                    'folders in {} by hand'.format(name, store.blobs, store.repositories))
 
 
 def is_folder(path: str, folder: str) -> bool:
@@ -1602,8 +1630,8 @@ class RegistryCleaner:
         self.read_only_registry = read_only_registry
         self.workers = workers or Workers()
         self.complete = True  # all that the journal names is gone
-        self.removing = False
-        self.interrupted = 0  # set while removing: leave the rest to the next run
+        self.removing = False  # from then on an interruption leaves the rest to the next run
+        self.interrupted = 0  # the signal
 
     def delete_entire_repository(self, repo: str) -> Plan:
         """Delete the repository `repo`; repositories below it stay."""
@@ -1631,10 +1659,10 @@ class RegistryCleaner:
     def run(self, request: Request, report: 'Callable[[Plan], None]' = lambda plan: None) -> Plan:
         """Finish what an interrupted run left, carry out `request`, and report on each."""
         try:
-            with contextlib.ExitStack() as stack:
-                if not self.dry_run:
-                    stack.enter_context(locked(self.v2))
-                    refuse_running_registry(self.v2, self.read_only_registry)
+            if self.dry_run:
+                return self._run(request, report)
+            with locked(self.v2):
+                refuse_running_registry(self.v2, self.read_only_registry)
                 return self._run(request, report)
         except OSError as error:
             raise RegistryCleanerError("Cannot go on: '{}': {}".format(
@@ -1647,12 +1675,19 @@ class RegistryCleaner:
         finished = Plan()
         if unfinished.references or unfinished.blobs:
             log.warning('An earlier run was interrupted. What it left is finished first')
-            finished = self.carry_out(plan_rest(store, unfinished, pushed_again), journal)
+            try:
+                rest = plan_rest(store, unfinished, pushed_again)
+            except RegistryCleanerError as error:
+                raise RegistryCleanerError(
+                    "{}\nThis came up while finishing an interrupted run. To leave what that one "
+                    "left, and go on: rm '{}'".format(error, journal.path))
+            finished = self.carry_out(rest, journal)
             report(finished)
         elif not self.dry_run:
             remove(journal.path)
         if self.interrupted:
             return finished
+        self.removing = False
         if self.dry_run:
             take_away(store, finished, finished.blobs)
         else:
@@ -1669,9 +1704,9 @@ class RegistryCleaner:
 
         The journal holds a plan that is not `new` already.
         """
-        if self.dry_run or not (plan.references or plan.blobs or plan.folders or not new):
+        if self.dry_run or new and not (plan.references or plan.blobs or plan.folders):
             return plan
-        self.removing = True  # from here on an interruption leaves the rest to the next run
+        self.removing = True
         if new and (plan.references or plan.blobs):
             journal.write(plan)
         remover = Remover(self.v2, self.workers, lambda: bool(self.interrupted))
@@ -1682,7 +1717,6 @@ class RegistryCleaner:
                 remove(journal.path)
             except OSError as error:
                 remover.account(error)
-        self.removing = False
         return plan
 
 
@@ -1694,12 +1728,12 @@ class Verdict:
         self.unlinked: Set[str] = set()  # blobs that lose a link
         self.used: Set[str] = set()  # with -g: blobs that the repositories still need
         self.signatures: List[str] = []  # those of the manifests that go
-        self.staying: Dict[str, AbstractSet[str]] = {}  # as in a Plan, and so
+        self.staying: Dict[str, AbstractSet[str]] = {}  # as in a Plan, and so the next two
         self.owners: Dict[str, str] = {}
         self.warnings: List[str] = []
         self.refusals: List[str] = []
         self.matched: Set[Image] = set()  # what of the images and the exclusions is there
-        self.links: Dict[str, str] = {}  # symbolic links met
+        self.links: Dict[str, List[str]] = {}  # symbolic links met
 
     def add(self, other: 'Verdict') -> None:
         """Add what is decided of other repositories."""
@@ -1719,8 +1753,8 @@ def plan_request(store: Store, request: Request, finished: 'Iterable[Reference]'
     found, wishes = by_repository(request, names)
     store.dated = request.keep_last is not None or request.older_than is not None
     verdict = Verdict()
-    for part in store.parts(lambda part: judge(store, part, wishes, time.time()), sorted(wishes)):
-        verdict.add(part)
+    for judged in store.parts(lambda some: judge(store, some, wishes, time.time()), sorted(wishes)):
+        verdict.add(judged)
     store.links.update(verdict.links)
     refuse_missing(store, request.images, found, verdict.matched, finished)
     if verdict.refusals:
@@ -1773,19 +1807,29 @@ def judge_repository(store: Store, repository: Repository, graph: Graph, wish: R
             'by digest, or their tags kept in a database. To delete all of it: {1} -i {0}'.format(
                 name, PROGRAM))
         wish = wish._replace(images=())
-    lost = existing(store, decide(repository, graph, wish, now), wish.garbage)
+    lost = decide(repository, graph, wish, now)
+    layers = names_in(lost, *LAYERS)
+    unused = repository.layers.keys() - graph.users.keys() if wish.garbage else set()
+    linkless = linkless_layers(store, name, layers | unused)
+    lost = [reference for reference in lost
+            if reference.kind not in LAYERS or reference.name not in linkless]
+    if wish.garbage:
+        lost += [Reference('leftover', name, '_layers/' + digest.replace(':', '/'))
+                 for digest in sorted(layers & linkless)]
+    gone = names_in(lost, *MANIFESTS)
     verdict.references += lost
     verdict.unlinked |= blobs_of(repository, lost)
-    verdict.warnings += unknown_layers(repository, lost)
-    verdict.owners.update(owners(repository, graph, lost))
-    gone = names_in(lost, *MANIFESTS)
+    if not names_in(lost, 'repository'):
+        verdict.warnings += [
+            'What the unreadable manifest {}@{} needed is unknown, so its layers stay'.format(
+                name, digest) for digest in sorted(gone) if repository.manifests[digest].fault]
+    verdict.owners.update(owners_of(repository, graph, lost))
     verdict.signatures += [signature for digest in gone & repository.signatures.keys()
                            for signature in repository.signatures[digest]]
     if lost:
         verdict.staying[name] = repository.revisions.keys() - gone
     if wish.garbage:
-        linkless = linkless_layers(store, repository, graph) if wish.excluded else []
-        verdict.used |= blobs_kept(repository, lost + linkless)
+        verdict.used |= blobs_kept(repository, lost, linkless)
 
 
 def matches(repository: Repository, graph: Graph, wish: Request) -> 'List[Image]':
@@ -1816,21 +1860,12 @@ def by_repository(request: Request, names: 'List[str]'
     return found, wishes
 
 
-def linkless_layers(store: Store, repository: Repository, graph: Graph) -> 'List[Reference]':
-    """Return the folders of layers that no manifest needs and that have lost their link."""
-    unused = [Reference('layer', repository.name, digest)
-              for digest in repository.layers.keys() - graph.users.keys()]
-    return [layer for layer in existing(store, unused, True) if layer.kind == 'leftover']
-
-
-def existing(store: Store, lost: 'List[Reference]', garbage: bool) -> 'List[Reference]':
-    """Return `lost` without layer links that are none: for `garbage`, those are leftovers."""
-    layers = [reference for reference in lost if reference.kind in LAYERS]
-    linkless = {layer for layer, linked in zip(layers, store.each(
-        lambda layer: store.exists(store.path(*layer) + '/link'), layers)) if not linked}
-    leftovers = [Reference('leftover', layer.repository, '_layers/' + layer.name.replace(':', '/'))
-                 for layer in sorted(linkless) if garbage]
-    return [reference for reference in lost if reference not in linkless] + leftovers
+def linkless_layers(store: Store, name: str, digests: 'Iterable[str]') -> 'Set[str]':
+    """Return those of these layers of repository `name` whose folder has lost its link."""
+    layers = sorted(digests)
+    linked = store.each(
+        lambda digest: store.exists(store.path('layer', name, digest) + '/link'), layers)
+    return {digest for digest, there in zip(layers, linked) if not there}
 
 
 def plan_rest(store: Store, unfinished: Plan, pushed_again: 'AbstractSet[Reference]') -> Plan:
@@ -1848,20 +1883,24 @@ def plan_rest(store: Store, unfinished: Plan, pushed_again: 'AbstractSet[Referen
         [name for name in planned if name in names])}
     for name, references in planned.items():
         if name in repositories:
-            repository = repositories[name]
-            known = names_in(references, *LAYERS)
-            repository = repository._replace(layers={
-                digest: blob for digest, blob in repository.layers.items()
-                if digest in known or store.has_link(store.path('layer', name, digest))})
+            repository = linked_layers_only(store, repositories[name],
+                                            names_in(references, *LAYERS))
             references = [reference for reference in what_still_goes(
                 repository, references, pushed_again) if reference.kind != 'leftover'
                 or not store.has_link(store.path(*reference))]
             plan.staying[name] = repository.revisions.keys() - names_in(references, *MANIFESTS)
-        plan.references.extend(reference for reference in references if any(
-            map(os.path.lexists, store.paths(reference) + [store.path('repository', name)]
-                if reference.kind == 'repository' else store.paths(reference))))
+        plan.references.extend(reference for reference in references
+                               if os.path.lexists(store.path(*reference)))
     blobs = without_links(store, plan, set(unfinished.blobs))
     return with_blobs(store, plan, store.sizes(sorted(blobs)), False)
+
+
+def linked_layers_only(store: Store, repository: Repository,
+                       known: 'AbstractSet[str]' = frozenset()) -> Repository:
+    """Return `repository` without the layer folders that lost their link, `known` ones aside."""
+    there = store.each(lambda digest: digest in known or store.has_link(
+        store.path('layer', repository.name, digest)), list(repository.layers))
+    return repository._replace(layers=dict(compress(repository.layers.items(), there)))
 
 
 def take_away(store: Store, plan: Plan, blobs: 'Iterable[str]' = ()) -> None:
@@ -1894,36 +1933,22 @@ def literal(repo: str, tag: 'Optional[str]' = None) -> Image:
     """Return the image of these names.  Raises RegistryCleanerError unless they are names."""
     image = Image(repo, tag)
     try:
-        if parse_image(str(image)) == image and not image.pattern and tag != '':
+        if parse_image(str(image)) == image and not image.pattern:
             return image
     except ValueError:
         pass
     raise RegistryCleanerError("'{}' is no valid image name".format(image))
 
 
-def refuse_unsafe_ground(store: Store, names: 'Iterable[str]') -> None:
-    """Refuse a store whose tags are elsewhere, or which is only half there."""
-    mark = os.path.dirname(store.v2) + '/lockfiles/database-in-use'
-    if os.path.lexists(mark):
-        raise RegistryCleanerError(
-            "'{}' says that this registry keeps its tags in a database, so the disk does not tell "
-            'what is in use. Delete images with that registry (GitLab) instead'.format(mark))
-    if not store.holds_a_blob():
-        for name in names:
-            if any(store.has_link(store.path('manifest', name, digest))
-                   for digest in store.digests(store.path('revisions', name))):
-                raise RegistryCleanerError(
-                    "Repository '{}' has images, but '{}' holds no blob at all: is a disk not "
-                    'mounted? Nothing was deleted. If the blobs are really lost, delete the '
-                    'folders in {} by hand'.format(name, store.blobs, store.repositories))
-
-
 def matching_repositories(image: Image, names: 'List[str]') -> 'List[str]':
     """Return those of the repositories `names` that `image` is or selects."""
-    found = matching(image.name, names)
-    if not found and image.name.startswith('localhost/'):
-        found = matching(image.name.partition('/')[2], names)
-    return found
+    return next(filter(None, (matching(name, names) for name in spellings(image))), [])
+
+
+def spellings(image: Image) -> 'List[str]':
+    """Return what the repository that `image` names may be called: `localhost` may be its host."""
+    host, _, rest = image.name.partition('/')
+    return [image.name] + [rest] * (host == 'localhost' and rest != '')
 
 
 def unmatched(request: Request, found: 'Mapping[Image, List[str]]', wishes: 'Mapping[str, Request]',
@@ -1946,7 +1971,8 @@ def refuse_missing(store: Store, images: 'Iterable[Image]', found: 'Mapping[Imag
     for image in images:
         name = found[image][0] if found[image] else image.name
         part = image.tag or image.digest or ''
-        if image.pattern or image in matched or not gone.isdisjoint([(name, part), (name, '')]):
+        if image.pattern or image in matched or not gone.isdisjoint(
+                (spelling, one) for spelling in spellings(image) for one in (part, '')):
             continue
         what = "No repository '{}'".format(name)
         if found[image]:
@@ -1967,13 +1993,12 @@ def blobs_of(repository: Repository, lost: 'Iterable[Reference]') -> 'Set[str]':
             if reference.kind in MANIFESTS + LAYERS}
 
 
-def blobs_kept(repository: Repository, lost: 'List[Reference]') -> 'Set[str]':
-    """Return the blobs that `repository` without `lost` has links to, or a manifest that names."""
+def blobs_kept(repository: Repository, lost: 'List[Reference]', linkless: 'Set[str]') -> 'Set[str]':
+    """Return the blobs that `repository`, without `lost`, links to or names in a manifest."""
     if names_in(lost, 'repository'):
         return set()
     revisions = repository.revisions.keys() - names_in(lost, *MANIFESTS)
-    layers = repository.layers.keys() - names_in(lost, *LAYERS) - {
-        folder.partition('/')[2].replace('/', ':') for folder in names_in(lost, 'leftover')}
+    layers = repository.layers.keys() - names_in(lost, *LAYERS) - linkless
     kept = set(map(repository.layers.__getitem__, layers))
     kept.update(map(repository.revisions.__getitem__, revisions))
     for digest, manifest in repository.manifests.items():
@@ -1982,14 +2007,14 @@ def blobs_kept(repository: Repository, lost: 'List[Reference]') -> 'Set[str]':
     return kept
 
 
-def owners(repository: Repository, graph: Graph, lost: 'List[Reference]') -> 'Dict[str, str]':
+def owners_of(repository: Repository, graph: Graph, lost: 'List[Reference]') -> 'Dict[str, str]':
     """Return the image, 'name:tag' or 'name', that each manifest and each of its blobs go with."""
     name = repository.name
-    if names_in(lost, 'repository'):
-        return dict.fromkeys(blobs_of(repository, lost), name)
-    found: Dict[str, str] = {}
+    whole = bool(names_in(lost, 'repository'))
+    found = dict.fromkeys(blobs_of(repository, lost), name) if whole else {}
     left = names_in(lost, *MANIFESTS)
-    for tag in sorted(names_in(lost, 'tag')) + ['']:  # in the end what goes with no tag
+    tags = [] if whole else sorted(names_in(lost, 'tag'))
+    for tag in tags + ['']:  # in the end what goes with no tag
         digests = left & what_goes_with(repository, graph, [tag]) if tag else left
         left = left - digests
         image = name + ':' + tag if tag else name
@@ -1999,15 +2024,6 @@ def owners(repository: Repository, graph: Graph, lost: 'List[Reference]') -> 'Di
                               repository.signatures.get(digest, ())):
                 found.setdefault(repository.layers.get(blob, blob), image)
     return found
-
-
-def unknown_layers(repository: Repository, lost: 'List[Reference]') -> 'List[str]':
-    """Return a warning for each manifest in `lost` of which nobody knows the layers."""
-    if names_in(lost, 'repository'):
-        return []
-    return ['What the unreadable manifest {}@{} needed is unknown, so its layers stay'.format(
-        name, digest) for kind, name, digest, _ in lost
-        if kind in MANIFESTS and repository.manifests[digest].fault]
 
 
 # -- The list: what is there, and what deleting it would free -------------------------------------
@@ -2044,32 +2060,23 @@ def list_images(store: Store, request: Request) -> Listing:
     matched = {image for name, wish in wishes.items()
                for image in matches(repositories[name], graphs[name], wish)}
     refuse_missing(store, request.images, found, matched, ())
+    links: Mapping[str, int] = Counter(chain.from_iterable(map(all_links, repositories.values())))
     try:
         refuse_unsafe_ground(store, names)
-        refused = False
     except RegistryCleanerError:
-        refused = True
+        links = {}  # every deletion is refused, so none would free anything
     sizes = store.stored_blobs()
-    links = Counter(chain.from_iterable(map(all_links, repositories.values())))
     rows = [row for name, wish in sorted(wishes.items()) for row in list_tags(
-        repositories[name], graphs[name], wish, sizes, {} if refused else links)]
+        repositories[name], graphs[name], wish, sizes, links)]
     rows.sort(key=lambda row: (-row.frees, row.repository, row.tag))
-    everything = Request((Image('*'),), untagged=True)
     totals = {
         'repositories': len(repositories),
-        'tags': sum(len(there.tags) for there in repositories.values()),
-        'manifests': sum(len(there.revisions) for there in repositories.values()),
+        'tags': sum(len(one.tags) for one in repositories.values()),
+        'manifests': sum(len(one.revisions) for one in repositories.values()),
         'blobs': len(sizes), 'size': sum(sizes.values()),
-        'untagged': freed_by(store, everything),
+        'untagged': freed_by(store, Request((Image('*'),), untagged=True)),
         'garbage': freed_by(store, Request(garbage=True))}
     return Listing(rows, totals, unmatched(request, found, wishes, matched) if names else [])
-
-
-def linked_layers_only(store: Store, repository: Repository) -> Repository:
-    """Return `repository` without the folders of layers that have lost their link."""
-    there = store.each(lambda digest: store.has_link(store.path('layer', repository.name, digest)),
-                       list(repository.layers))
-    return repository._replace(layers=dict(compress(repository.layers.items(), there)))
 
 
 def all_links(repository: Repository) -> 'List[str]':
@@ -2148,6 +2155,24 @@ def damage(repository: Repository, tag: str, needs: 'Mapping[str, Iterable[str]]
     return ''
 
 
+# -- The report -----------------------------------------------------------------------------------
+
+def count(number: int, singular: str, plural: str = '') -> str:
+    """Return '1 tag', '2 tags'."""
+    return '{:,} {}'.format(number, singular if number == 1 else plural or singular + 's')
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes as a reader takes it in: '1.4 GiB'."""
+    if size < 1024:
+        return count(int(size), 'byte')
+    for unit in ('KiB', 'MiB', 'GiB', 'TiB'):
+        size /= 1024
+        if size < 1024:
+            break
+    return '{:.1f} {}'.format(size, unit)
+
+
 def table(listing: Listing, width: int, ages: bool) -> 'Iterator[str]':
     """Yield the lines of the list; push times are `ages` or dates.
 
@@ -2194,24 +2219,6 @@ def age_text(seconds: float) -> str:
     return 'just now'
 
 
-# -- The report -----------------------------------------------------------------------------------
-
-def count(number: int, singular: str, plural: str = '') -> str:
-    """Return '1 tag', '2 tags'."""
-    return '{:,} {}'.format(number, singular if number == 1 else plural or singular + 's')
-
-
-def size_text(size: float) -> str:
-    """Return a number of bytes as a reader takes it in: '1.4 GiB'."""
-    if size < 1024:
-        return count(int(size), 'byte')
-    for unit in ('KiB', 'MiB', 'GiB', 'TiB'):
-        size /= 1024
-        if size < 1024:
-            break
-    return '{:.1f} {}'.format(size, unit)
-
-
 LINES = {'tag': 'tag {0}:{1}', 'entry': 'history entry {1} of {0}:{2}', 'index': 'manifest {0}@{1}',
          'manifest': 'manifest {0}@{1}', 'layer': 'layer link {1} of {0}',
          'alias': 'layer link {1} of {0}',
@@ -2219,13 +2226,16 @@ LINES = {'tag': 'tag {0}:{1}', 'entry': 'history entry {1} of {0}:{2}', 'index':
          'repository': 'repository {0}'}
 
 
-def describe(plan: Plan, verb: str) -> 'Iterator[Tuple[int, str]]':
-    """Yield (log level, line) for what `plan` removes, if that level is logged; the summary last.
+def report(plan: Plan, dry_run: bool) -> None:
+    """Log what was, or would be, removed; the summary last.
 
     What goes with an image is counted there, and has a line of its own at level DEBUG.
     """
+    verb = 'Would delete' if dry_run else 'Deleted'
+    for text in plan.warnings:
+        log.warning('%s', text)
     whole = {name for kind, name, *_ in plan.references if kind == 'repository'}
-    manifests = Counter(plan.owners.get(name + '@' + digest, name)  # how many go with each image
+    manifests = Counter(plan.owners.get(name + '@' + digest, '')  # how many go with each image
                         for kind, name, digest, _ in plan.references if kind in MANIFESTS)
     blobs = Counter(plan.owners.get(digest, '') for digest in plan.blobs)
     sizes: Counter[str] = Counter()
@@ -2242,18 +2252,19 @@ def describe(plan: Plan, verb: str) -> 'Iterator[Tuple[int, str]]':
             line = verb + ' ' + LINES[kind].format(*names)
             if kind in ('tag', 'repository'):
                 image = ':'.join(filter(None, names))
-                line += ' ({}, {})'.format(count(manifests[image], 'manifest'), freed(image))
-            yield level, line
-    for name in sorted(manifests.keys() - whole):
+                if image in manifests or image in blobs:
+                    line += ' ({}, {})'.format(count(manifests[image], 'manifest'), freed(image))
+            log.log(level, '%s', line)
+    for name in sorted(manifests.keys() - whole - {''}):
         if ':' not in name:
-            yield logging.INFO, '{} {} of {} ({})'.format(
-                verb, count(manifests[name], 'untagged manifest'), name, freed(name))
+            log.info('%s %s of %s (%s)', verb, count(manifests[name], 'untagged manifest'), name,
+                     freed(name))
     if log.isEnabledFor(logging.DEBUG):
         for digest, size in plan.blobs.items():
-            yield logging.DEBUG, '{} blob {} ({})'.format(verb, digest, size_text(size))
+            log.debug('%s blob %s (%s)', verb, digest, size_text(size))
         for folder in plan.folders:
-            yield logging.DEBUG, "{} empty folder '{}'".format(verb, folder)
-    yield logging.INFO, summary(plan, verb)
+            log.debug("%s empty folder '%s'", verb, folder)
+    log.info('%s', summary(plan, verb))
 
 
 def summary(plan: Plan, verb: str) -> str:
@@ -2292,7 +2303,8 @@ def listing_json(listing: Listing, v2: str) -> 'Dict[str, Any]':
     """Return the list as `--json` prints it."""
     images = []
     for row in listing.rows:
-        pushed = row.pushed and time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(row.pushed))
+        pushed = None if row.pushed is None else time.strftime('%Y-%m-%dT%H:%M:%SZ',
+                                                               time.gmtime(row.pushed))
         images.append({'repository': row.repository, 'tag': row.tag, 'digest': row.digest,
                        'pushed': pushed, 'size': row.size, 'frees': row.frees})
     return {'registry': v2, 'images': images, 'total': listing.totals}
@@ -2321,16 +2333,19 @@ class Terminal(logging.StreamHandler):  # type: ignore[type-arg]
         if time.monotonic() >= self.next:
             self.next = time.monotonic() + 0.1
             text = '{} {:,} of {:,}'.format(step(), done, total)
-            sys.stderr.write('\r\x1b[K' + text[:columns(sys.stderr) - 1])
-            sys.stderr.flush()
+            self.write(text[:columns(sys.stderr) - 1])
             self.shown = True
 
     def clear(self) -> None:
         """Take the progress line away."""
         if self.shown:
             self.shown = False
-            sys.stderr.write('\r\x1b[K')
-            sys.stderr.flush()
+            self.write('')
+
+    def write(self, text: str) -> None:
+        """Show `text` in the last line, instead of what is there."""
+        with contextlib.suppress(OSError):  # the terminal may be gone, and the work goes on
+            print('\r\x1b[K' + text, end='', file=sys.stderr, flush=True)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.clear()
@@ -2441,9 +2456,8 @@ def read_request(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error(str(error))
     rules = [name for name, value in (('--keep-last', request.keep_last),
                                       ('--older-than', request.older_than)) if value is not None]
-    needed = arguments.untagged or rules or not (
-        arguments.garbage or arguments.prune or arguments.list)
-    if not arguments.images and needed and not arguments.list:
+    if not (arguments.images or arguments.list) and (
+            request.untagged or rules or not (request.garbage or request.prune)):
         parser.error('an image is required: -i NAME, -i NAME:TAG or -i NAME@DIGEST')
     if request.untagged and not all(image.whole for image in request.images):
         parser.error('-u takes whole repositories: -i NAME, without a tag or a digest')
@@ -2549,19 +2563,13 @@ def catch_signals(cleaner: RegistryCleaner) -> None:
         signal.signal(number, catch)
 
 
-def report(plan: Plan, dry_run: bool) -> None:
-    """Log what was, or would be, removed."""
-    for text in plan.warnings:
-        log.warning('%s', text)
-    for level, line in describe(plan, 'Would delete' if dry_run else 'Deleted'):
-        log.log(level, '%s', line)
-
-
 def main(argv: 'Optional[Sequence[str]]' = None) -> int:
     """Run the command line `argv`, the process's own by default; return the exit status."""
     logging.raiseExceptions = False  # nobody may be reading, and the work goes on
     try:
         return run(argv)
+    except Interrupted as interrupted:  # while the result was being written
+        return 128 + int(interrupted.args[0])
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:

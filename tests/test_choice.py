@@ -12,6 +12,7 @@ import os
 import pty
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import time
 import pytest
 from hypothesis import event, given, note, settings, strategies as st
 
+import delete_docker_registry_image as script
 import model
 from registry import Registry
 from test_command import (
@@ -642,11 +644,41 @@ def test_the_json_of_something_that_may_not_be_deleted(others_tree):
     assert not any(name.startswith('app@') for name in found['manifests'])
 
 
+def interrupted_while_writing(tree, stream, *arguments):
+    """Standard output and error of a run that gets SIGINT while a full pipe makes it wait."""
+    for number in range(1500):
+        tree.tag('app', '%s-%d' % ('a' * 60, number), current(tree, 'app', '1.0'))
+    process = subprocess.Popen([sys.executable, SCRIPT, '-d', tree.root] + list(arguments),
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    begun = {stream: getattr(process, stream).read(1000)}
+    time.sleep(0.3)  # the pipe is full now
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    assert b'Traceback' not in said, said
+    return process.returncode, (begun.get('stdout', b'') + out).decode(), said.decode()
+
+
+@pytest.mark.parametrize('arguments', [['-l'], ['-l', '--json'], ['-n', '--json', '-i', '*']])
+def test_an_interruption_while_the_result_is_written(tree, arguments):
+    status, out, said = interrupted_while_writing(tree, 'stdout', *arguments)
+    assert status == 130 and len(out) > 1000
+
+
+def test_an_interruption_after_all_is_deleted(tree):
+    """The report and the result still say what is gone."""
+    status, out, said = interrupted_while_writing(tree, 'stderr', '-v', '--json', '-i', 'app')
+    assert status == 130 and 'Interrupted' in said
+    assert 'next run' not in said
+    assert json.loads(out)['repositories'] == ['app'] and not os.path.exists(tree.repo('app'))
+
+
 def test_the_json_of_the_list(tree):
     write(tree.tag_link('app', 'broken'), b'')
     os.makedirs(tree.repo('app', '_manifests/tags/lost'))
     set_age(tree.tag_link('app', '2.0'), 0)
     os.utime(tree.tag_link('app', '1.0'), (1700000000, 1700000000.5))
+    os.utime(tree.tag_link('team/other', '1.0'), (0, 0))
     listing = the_json('-d', tree.root, '-l', run=run)
     assert has_types(listing, LISTING) and has_types(listing['total'], TOTAL)
     assert listing['registry'] == tree.v2
@@ -656,6 +688,7 @@ def test_the_json_of_the_list(tree):
         assert has_types(found[name], IMAGE)
         assert re.fullmatch(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ', found[name]['pushed'])
     assert found['app:1.0']['pushed'] == '2023-11-14T22:13:20Z'
+    assert found['team/other:1.0']['pushed'] == '1970-01-01T00:00:00Z'
     assert found['app:broken']['digest'] is None and found['app:broken']['pushed']
     assert found['app:lost']['digest'] is found['app:lost']['pushed'] is None
 
@@ -981,6 +1014,30 @@ def test_progress_of_a_slow_run_appears_and_vanishes(slow):
         assert re.match(r'[A-Z]+ +\[.*?\]  \S', line), line
     assert 'Deleted repository app/24' in screen
     assert not any('Reading repositories' in line for line in screen.splitlines())
+
+
+def test_a_terminal_that_is_closed_during_the_run(slow):
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, '-j', '1', '-d', slow.root, '-p', '-i', '*'], stderr=slave,
+        stdin=subprocess.DEVNULL, env=dict(os.environ, **slow.environment))
+    os.close(slave)
+    assert os.read(master, 5)  # of the first progress line
+    os.close(master)
+    assert process.wait(timeout=60) == 0
+    assert snapshot(slow.v2).keys() == {'.', 'blobs', 'repositories'}
+
+
+def test_one_repository_is_read_by_all_threads(tree, monkeypatch):
+    together = threading.Barrier(2, timeout=20)
+    read_tag = script.Store.read_tag
+
+    def read_with_another(*arguments):
+        together.wait()
+        return read_tag(*arguments)
+
+    monkeypatch.setattr(script.Store, 'read_tag', read_with_another)
+    assert script.main(['-d', tree.root, '-q', '-j', '2', '-n', '-i', 'app:1.0']) == 0
 
 
 @pytest.mark.parametrize('arguments', [['-n', '-i', '*'], ['-l'], ['-l', '--json'],

@@ -709,6 +709,16 @@ def test_a_tag_that_is_another_name_of_a_tag(tree):
     assert tags(tree, 'app') == ['2.0'] and not has_blob(tree, b'app:1.0')
 
 
+def test_a_link_that_leads_to_a_link(tree):
+    for link, target in [('latest', '1.0'), ('stable', './latest'), ('far', '../tags/stable')]:
+        os.symlink(target, tree.repo('app', '_manifests', 'tags', link))
+    said = refused(tree, '-i', 'app:latest')
+    assert "tags/latest' would" in said and re.search("tags/(stable|far)', which stays", said)
+    assert 'far' in refused(tree, '-i', 'app:latest', '-i', 'app:stable')
+    delete(tree, '-i', 'app:stable', '-i', 'app:far')
+    assert tags(tree, 'app') == ['1.0', '2.0', 'latest']
+
+
 def test_a_repository_that_is_another_name_of_a_repository(tree):
     os.symlink('app', tree.repo('alias'))
     for request in [['-i', 'app'], ['-i', 'app:1.0']]:

@@ -316,7 +316,7 @@ def test_uploads_by_their_newest_file(tree, newest):
 def test_a_repository_with_an_old_upload_only_goes(tree):
     for repo, age in [('old', 2 * DAY), ('fresh', 0), ('old/below', 0)]:
         tree.upload(repo, 'one', age=age)
-    assert 'Deleted repository old (0 manifests, 0 blobs, 0 bytes)\n' in collect(tree)
+    assert 'Deleted repository old\n' in collect(tree)
     assert not os.path.exists(tree.repo('old', '_uploads'))
     assert os.listdir(tree.repo('fresh', '_uploads')) == ['one']
     assert os.listdir(tree.repo('old/below', '_uploads')) == ['one']

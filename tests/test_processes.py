@@ -4,6 +4,7 @@ A wrapper makes the script use processes on small trees, and lets some of them f
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -105,6 +106,20 @@ def test_what_a_process_does_not_tell_is_worked_out_again(tree, mode):
     assert forks and (status, messages, 0) == run(
         '', tree.v2, '-n', '-j', '1', '-g', '-u', '-i', '*')
     assert len([line for line in messages if 'layer link' in line]) >= 10
+
+
+def test_a_parent_that_ignores_the_end_of_processes(tree):
+    """Then there is none to wait for."""
+    usual = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        process = start('', tree.v2, '-n', '-g')
+    finally:
+        signal.signal(signal.SIGCHLD, usual)
+    said = process.communicate(timeout=60)[1]
+    forks = said.count('forked')
+    status, messages = process.returncode, without_times(re.sub('forked.*\n', '', said))
+    assert forks and (status, messages, 0) == run('', tree.v2, '-n', '-g', '-j', '1')
+    assert status == 0
 
 
 def test_an_error_in_another_process_is_told_once(tree):

@@ -209,6 +209,7 @@ def test_what_was_finished_is_not_missing(tree, folder, interrupt):
                         (['-i', 'app'], DELETE), (['-i', 'app'], ['-i', 'app@' + digest]),
                         (['-i', 'app@' + digest], ['-i', 'app@' + digest]),
                         (['-i', 'app@' + digest], DELETE),
+                        (['-i', 'localhost/app'], ['-i', 'localhost/app']),
                         (['-i', 'app:*'], DELETE + ['-i', 'app:2.0'])]:
         expected = files_after(folder, first)
         for file in [2, 5]:
@@ -217,7 +218,18 @@ def test_what_was_finished_is_not_missing(tree, folder, interrupt):
             result = call('-d', tree.root, *then)
             assert result.status == 0, result
             assert 'interrupted' in result.said and 'WARNING' in result.said
+            # What went with which image is not known any more.
+            assert ' 0 ' not in result.said and 'untagged' not in result.said, result.said
             assert files(tree) == expected and not os.path.exists(journal_of(tree))
+
+
+def test_a_manifest_that_is_linked_as_a_layer_is_finished(tree, interrupt):
+    digest = tree.image('app', [b'old'], legacy=True)
+    tree.tag('app', 'old', digest)
+    interrupt(tree, '-i', 'app:old', file=1)
+    assert call('-d', tree.root, *OTHER).status == 0
+    assert tags(tree, 'app') == ['1.0', '2.0']
+    assert not has_blob(tree, digest) and not has_blob(tree, b'old')
 
 
 def test_a_dry_run_plans_the_request_on_what_finishing_leaves(tree, folder, interrupt):
@@ -262,7 +274,8 @@ def test_what_refuses_a_run_refuses_to_finish(tree, interrupt):
     path = tree.blob_path(current(tree, 'app', '2.0'))
     os.rename(path, path + '.away')
     write(path, b'garbage')
-    assert 'app@' + current(tree, 'app', '2.0') in refused(tree, *OTHER)
+    said = refused(tree, *OTHER)
+    assert 'app@' + current(tree, 'app', '2.0') in said and "rm '%s'" % journal_of(tree) in said
     os.rename(path + '.away', path)
     # A disk that is not mounted.
     blobs = os.path.join(tree.v2, 'blobs')
@@ -458,6 +471,18 @@ def test_a_running_registry_is_found_by_its_environment(tree, folder):
         check_refused(tree, pid, 'serve', 'config.yml')
 
 
+def test_a_running_registry_is_found_by_the_configuration_that_its_environment_names(tree, folder):
+    text = CONFIGURATIONS['block'] % tree.root + 'proxy:\n  remoteurl: https://example.com\n'
+    write(os.path.join(folder, 'config.yml'), text.encode())
+    write(os.path.join(folder, 'other.yml'), (CONFIGURATIONS['block'] % '/nowhere').encode())
+    named = {'REGISTRY_CONFIGURATION_PATH': 'config.yml'}
+    with process(folder, 'serve', environment=named) as pid:
+        assert re.search(r'\b%d\b' % pid, refused(tree, *DELETE))
+        assert 'cache' in refused(tree, '--read-only-registry', *DELETE)
+    with process(folder, 'serve', 'other.yml', environment=named):  # an argument goes before it
+        assert call('-d', tree.root, *DELETE).status == 0
+
+
 def test_a_running_registry_is_found_under_another_name_of_its_folder(tree, folder):
     os.symlink(tree.root, os.path.join(folder, 'alias'))
     with process(folder, 'serve', environment={ROOT: 'alias'}) as pid:
@@ -590,6 +615,15 @@ def test_link_files_of_two_repositories_that_are_links_to_each_other(tree):
             assert tree.tag_link('copy', '1.0') in result.said
 
 
+@pytest.mark.parametrize('kind', ['tags', 'revisions'])
+def test_a_repository_that_has_its_tags_or_its_revisions_from_another_one(tree, kind):
+    shutil.copytree(tree.repo('app'), tree.repo('copy'))
+    shutil.rmtree(tree.repo('copy', '_manifests', kind))
+    os.symlink('../../app/_manifests/' + kind, tree.repo('copy', '_manifests', kind))
+    for command in [DELETE, ['-i', 'app'], ['-g'] + DELETE]:
+        assert tree.repo('copy', '_manifests', kind) in refused(tree, *command)
+
+
 @pytest.mark.parametrize('kind', ['tag', 'layer', 'revision'])
 def test_a_link_file_that_leads_nowhere(tree, kind):
     """What stays is not harmed by it; what goes may be what is broken."""
@@ -638,6 +672,17 @@ def test_an_image_that_appears_before_the_layers_go_keeps_them(
     assert result.status == 0, result
     assert model.pull(tree.v2, 'app', digest)[1]
     assert '1.0' not in tags(tree, 'app')
+
+
+def test_a_folder_that_has_lost_its_link_and_gets_a_new_one_stays(tree, folder, disturbed):
+    digest, push = newcomer(folder, tree, 'app', [b'app:1.0', b'base', b'new'])
+    tree.blob(b'new')
+    for path in [tree.revision_link('app', digest), tree.layer_link('app', digest_of(b'new'))]:
+        os.makedirs(os.path.dirname(path))
+    result = disturbed(tree, '-g', *DELETE, calls=' unlink ', at=1, do='hook', hook=push)
+    assert result.status == 0, result
+    assert model.pull(tree.v2, 'app', digest)[1]
+    assert tags(tree, 'app') == ['2.0'] and not os.path.exists(journal_of(tree))
 
 
 def test_a_layer_that_is_linked_elsewhere_meanwhile_stays(tree, folder, disturbed):
