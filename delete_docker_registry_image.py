@@ -47,6 +47,7 @@ JOURNAL_VERSION = 1
 UPLOAD_AGE = 24 * 3600  # seconds without a write after which an upload counts as given up
 SLOW_LISTING = 0.001  # seconds that listing a folder takes on storage that wants parallel work
 JOBS = 32  # operations at once on such storage
+FEW = 4  # repositories that are read one after the other, each with all the threads
 PROCESSES = 4  # at most
 WORTH_A_PROCESS = 64  # repositories, or folders of blobs
 LISTING_COST = 48  # listing a folder of links costs about as much as looking for so many names
@@ -340,12 +341,12 @@ class Workers:
              step: Optional[Step] = None, large: bool = False) -> 'Iterator[Result]':
         """Yield function(item) for each of `items`, in their order; `step` says what it does.
 
-        For a `large` item `function` calls each() itself: a few of those come one by one, each with
-        all the threads.
+        For a `large` item, `function` calls each() itself: a few of those come one by one, and each
+        has all the threads.
         """
         threads = self.threads()
         results = map(function, items)
-        if (threads > 1 and len(items) >= (threads if large else 2)
+        if (threads > 1 and len(items) > (FEW if large else 1)
                 and threading.current_thread() is threading.main_thread()):
             if not self._pool:
                 # Not at the top: it takes longer to import than most runs last.
