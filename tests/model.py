@@ -243,13 +243,14 @@ def pull(v2, repo, digest):
     """(what a client that pulls `digest` gets, whether that is all of it)."""
     folder = os.path.join(v2, 'repositories', repo)
     alg, digits = digest.split(':')
-    layer = link(folder, '_layers', alg, digits)
-    target = link(folder, '_manifests', 'revisions', alg, digits) or layer
+    revision = link(folder, '_manifests', 'revisions', alg, digits)
+    target = revision or link(folder, '_layers', alg, digits)
     if not target or not intact(target, blob(v2, target)):
         return set(), False
     document = manifest(v2, target)
     if not isinstance(document, Manifest):
-        return {target}, False
+        # The registry answers 500. What has only a layer link is a layer then, and may be garbage.
+        return {target} if revision else set(), False
     got, whole = {target}, True
     for name in document.names:
         stored = link(folder, '_layers', *name.split(':'))
