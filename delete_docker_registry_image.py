@@ -689,7 +689,7 @@ class Store:
     def read_repository(self, name: str) -> Repository:
         """Return the repository `name`, with all of its manifests."""
         for kind in ('tags', 'revisions'):
-            self.status(self.path(kind, name))
+            self.status(self.path(kind, name))  # takes note when it is a symbolic link
         names = self.folders(self.path('tags', name))
         tags = dict(zip(names, self.each(lambda tag: self.read_tag(name, tag), names)))
         top = self.path('layers', name)
@@ -744,7 +744,7 @@ class Store:
         shares_manifest = False
         for kind in ('layers', 'revisions'):
             top = self.path(kind, name)
-            self.status(top)
+            self.status(top)  # takes note when it is a symbolic link
             for algorithm in self.folders(top):
                 named = algorithm == 'sha256'  # its links are named after their blobs
                 if named and len(blobs) <= LISTING_COST:

@@ -645,14 +645,17 @@ def test_the_json_of_something_that_may_not_be_deleted(others_tree):
 
 
 def interrupted_while_writing(tree, stream, *arguments):
-    """Standard output and error of a run that gets SIGINT while a full pipe makes it wait."""
+    """(exit status, standard output, the rest of standard error) of a run that gets SIGINT.
+
+    It waits then, since the pipe that is its `stream` is full.
+    """
     for number in range(1500):
         tree.tag('app', '%s-%d' % ('a' * 60, number), current(tree, 'app', '1.0'))
     process = subprocess.Popen([sys.executable, SCRIPT, '-d', tree.root] + list(arguments),
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)
     begun = {stream: getattr(process, stream).read(1000)}
-    time.sleep(0.3)  # the pipe is full now
+    time.sleep(0.3)  # until it is
     process.send_signal(signal.SIGINT)
     out, said = process.communicate(timeout=60)
     assert b'Traceback' not in said, said

@@ -4,7 +4,6 @@ A wrapper makes the script use processes on small trees, and lets some of them f
 """
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -57,8 +56,11 @@ def start(mode, v2, *args):
 
 
 def run(mode, v2, *args):
+    return result(start(mode, v2, *args))
+
+
+def result(process):
     """(exit status, the messages, how many processes were asked for)."""
-    process = start(mode, v2, *args)
     said = process.communicate(timeout=60)[1].splitlines(True)
     forks = [line for line in said if line.startswith(('forked', 'no fork'))]
     return (process.returncode, without_times(''.join(line for line in said if line not in forks)),
@@ -115,9 +117,7 @@ def test_a_parent_that_ignores_the_end_of_processes(tree):
         process = start('', tree.v2, '-n', '-g')
     finally:
         signal.signal(signal.SIGCHLD, usual)
-    said = process.communicate(timeout=60)[1]
-    forks = said.count('forked')
-    status, messages = process.returncode, without_times(re.sub('forked.*\n', '', said))
+    status, messages, forks = result(process)
     assert forks and (status, messages, 0) == run('', tree.v2, '-n', '-g', '-j', '1')
     assert status == 0
 
