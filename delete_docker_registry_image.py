@@ -6,109 +6,76 @@ frees disk by itself.  Stop it, run this file, start it again:
 
     delete_docker_registry_image -i team/app:1.0
 
-Data flows one way, and the file reads in that order:
+Data flows one way:
 
-    request -> scan -> plan -> apply -> report
+    request -> scan -> plan -> guard -> set aside -> commit -> free -> report
 
-Nothing is removed until the plan is complete.  A dry run prints the plan; a real run applies it.
-What cannot be understood is kept, and what a kept image may need is never removed.
+Part 1 holds all that changes the disk, and the guard, which looks at every plan again before
+anything moves.  Read it before you run this as root.  Part 2 only decides: a fault in it can make
+the program refuse, or delete too little.
 """
 
-import gc
-
-if __name__ == '__main__':
-    gc.disable()  # a run makes a million objects, and no cycles among them to look for
-
 import argparse
+import calendar
 import contextlib
+import difflib
 import errno
+import fcntl
+import fnmatch
+import hashlib
+import json
 import logging
 import os
 import re
+import shutil
+import signal
 import stat
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from functools import lru_cache
-from itertools import chain, compress, groupby
-# Where an annotation would be worked out at each start, and cost time, it is in quotes.
 from typing import (IO, AbstractSet, Any, Callable, Dict, Iterable, Iterator, List, Mapping,
                     NamedTuple, Optional, Sequence, Set, Tuple, TypeVar)
 
-__version__ = '1.0.0'
+__version__ = '2.0.0'
 
 PROGRAM = 'delete_docker_registry_image'
-DEFAULT_DATA_DIRS = ('/var/lib/registry', '/var/lib/docker-registry', '/opt/registry_data',
-                     '/root/data/registry')
-MANIFEST_LIMIT = 4 << 20  # bytes; no registry reads a larger manifest
-JOURNAL = '.delete_docker_registry_image.journal'
-JOURNAL_VERSION = 1
-UPLOAD_AGE = 24 * 3600  # seconds without a write after which an upload counts as given up
-SLOW_LISTING = 0.001  # seconds that listing a folder takes on storage that wants parallel work
-JOBS = 32  # operations at once on such storage
-FEW = 4  # repositories that are read one after the other, each with all the threads
-PROCESSES = 4  # at most
-WORTH_A_PROCESS = 64  # repositories, or folders of blobs
-LISTING_COST = 48  # listing a folder of links costs about as much as looking for so many names
-
+log = logging.getLogger(PROGRAM)
 Item = TypeVar('Item')
 Result = TypeVar('Result')
-Step = Callable[[], str]  # says what is going on
 
-log = logging.getLogger(PROGRAM)
+
+# == What both parts read with: names, records, files; changes nothing ==
+
+ALGORITHMS = {'sha256': 64, 'sha384': 96, 'sha512': 128}  # hex digits of each
+DIGEST = '(?:%s)' % '|'.join('%s:[0-9a-f]{%d}' % pair for pair in ALGORITHMS.items())
+TAG = r'[A-Za-z0-9_][A-Za-z0-9._-]{0,127}'
+REFERRER_TAG = '(' + DIGEST.replace(':[', '-[') + r')(\.[A-Za-z0-9._-]+)?'
+HOST = r'localhost|(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]+'
+PARTS = ('_layers', '_manifests', '_uploads')  # any of them makes a folder a repository
+COPIES = ('.snapshot', '.zfs', '#snapshot', '@eaDir')  # of their own, by storage systems
+OWN = '_' + PROGRAM + '.'  # begins the names of our own folders below `repositories`
+MANIFEST_LIMIT = 4 << 20  # bytes; no registry reads a larger manifest
+MANIFEST_TYPES = re.compile(
+    r'application/vnd\.(docker\.distribution\.manifest\.(v1\+json|v1\+prettyjws|v2\+json|'
+    r'list\.v2\+json)|oci\.(image\.manifest|image\.index|artifact\.manifest)\.v1\+json)')
+FEW = 48  # to look for so many names costs about as much as to list a folder
+NO_WAY_BACK = (errno.ENOSPC, errno.EDQUOT, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class RegistryCleanerError(Exception):
     """Why nothing was deleted, in words for the operator."""
 
 
-def cannot_read(error: OSError) -> str:
-    """Return the message for something that exists and cannot be read."""
-    return "Cannot read '{}': {}".format(error.filename, error.strerror)
-
-
-# -- Digests, names and images --------------------------------------------------------------------
-
-# Expressions; `re` compiles each when it is first used, and keeps it.
-DIGEST = '(?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})'
-LEFTOVER = '(?:_layers|_manifests/revisions)/' + DIGEST.replace(':[', '/[')
-COMPONENT = r'[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*'
-TAG = r'[A-Za-z0-9_][A-Za-z0-9._-]{0,127}'
-REFERRER_TAG = '(' + DIGEST.replace(':[', '-[') + r')(?:\.[\s\S]*)?'
-HOST_WITH_PORT = r'(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]+/'
-
-
-def is_digest(text: str) -> bool:
-    """Tell whether `text` is `alg:hex` of the right length; only such a text becomes a path."""
-    return re.fullmatch(DIGEST, text) is not None
-
-
-def all_hex(names: 'List[str]', length: int) -> bool:
-    """Tell whether all of `names` are so many hexadecimal digits.
-
-    To look at all of them together takes a quarter of the time that one after the other takes.
-    """
-    return set(map(len, names)) == {length} and not (
-        ''.join(names).encode('ascii', 'replace').translate(None, b'0123456789abcdef'))
-
-
-def is_pattern(text: str) -> bool:
-    """Tell whether `text` is a shell pattern, and not one name."""
-    return not set('*?[').isdisjoint(text)
-
+# -- What the operator named ----------------------------------------------------------------------
 
 class Image(NamedTuple):
-    """What one `-i` names: a repository, one of its tags, or one of its manifests."""
+    """One word of the operator: a repository, tags of it or a manifest; each may be a pattern."""
 
     name: str
-    tag: Optional[str] = None
-    digest: Optional[str] = None
-
-    @property
-    def pattern(self) -> bool:
-        """Whether it may name any number of images, none included."""
-        return is_pattern(self.name + (self.tag or ''))
+    tag: str = ''  # a name, a shell pattern, or a regular expression between slashes
+    digest: str = ''
 
     @property
     def whole(self) -> bool:
@@ -116,896 +83,1623 @@ class Image(NamedTuple):
         return not (self.tag or self.digest)
 
     def __str__(self) -> str:
-        return self.name + (':' + self.tag if self.tag else '') + (
-            '@' + self.digest if self.digest else '')
+        return self.name + (self.tag and ':' + self.tag) + (self.digest and '@' + self.digest)
 
 
-def names_whole(images: 'Iterable[Image]') -> bool:
-    """Tell whether any of `images` is a whole repository."""
-    return any(image.whole for image in images)
+class Request(NamedTuple):
+    """What the operator asks of a run, as it was typed."""
+
+    images: Tuple[Image, ...] = ()
+    excluded: Tuple[Image, ...] = ()  # never delete what these name
+    untagged: bool = False  # of the images, whole repositories (none: of all), what no tag reaches
+    garbage: bool = False  # in the whole registry, what nothing uses
+    prune: bool = False  # empty folders
+    keep_last: Optional[int] = None  # of the tags that each image selects in a repository
+    older_than: Optional[float] = None  # seconds
+    by: str = 'pushed'  # what these two go by: pushed, created, version
+    remove_all: bool = False  # patterns may leave the registry without any tag
+    dry_run: bool = False
+    read_only: bool = False  # the registry is up, in read-only mode
 
 
-def parse_image(text: str) -> Image:
-    """Return the image that `text` names: `NAME`, `NAME:TAG` or `NAME@DIGEST`.
+def read_request(arguments: argparse.Namespace) -> Request:
+    """Return the request of a command line.  Raises ValueError, with a text and the word."""
+    lines = read_lines() if '-' in arguments.images + arguments.excluded else []
+    images, excluded = (tuple(parse_image(one) for word in words for one in (
+        lines if word == '-' else [word])) for words in (arguments.images, arguments.excluded))
+    return Request(images, excluded, arguments.untagged, arguments.garbage, arguments.prune,
+                   arguments.keep_last, arguments.older_than, arguments.by,
+                   arguments.allow_remove_all, arguments.dry_run, arguments.read_only_registry)
 
-    A host with a port in front, as `docker push` prints it, is dropped: no repository's name holds
-    a colon.  Raises ValueError for whatever the registry's reference grammar does not allow.
+
+def read_lines() -> List[str]:
+    """Return the lines of standard input, without empty ones and comments."""
+    text = os.fsdecode(sys.stdin.buffer.read()) if sys.stdin else ''
+    lines = [line.strip(' \t\r') for line in text.split('\n')]
+    return [line for line in lines if line and not line.startswith('#')]
+
+
+def literal(*words: str) -> Image:
+    """Return what a repository's name, or that and a tag, name: never a pattern or a path."""
+    with contextlib.suppress(ValueError, TypeError):
+        image = parse_image(':'.join(words))
+        if image == Image(*words) and not any(map(is_pattern, words)):
+            return image
+    raise RegistryCleanerError(f'{words} is no valid image name. Nothing was deleted')
+
+
+def parse_image(word: str) -> Image:
+    """Return what `word` names: NAME, NAME:TAG, NAME@DIGEST or NAME:TAG@DIGEST.
+
+    Raises ValueError for anything else.  A name may be outside the registry's grammar, since
+    folders may have such names, but none leads out of `repositories`.
     """
-    host = re.match(HOST_WITH_PORT, text)
-    rest = text[host.end():] if host else text
-    name, at, digest = rest.partition('@')
-    slash = name.rfind('/') + 1
-    last, colon, tag = name[slash:].partition(':')
-    name = name[:slash] + last
-    if at and colon:
-        raise ValueError("'{}' names a tag and a digest: give one of them".format(text))
+    text = word[len('docker://'):] if word.startswith('docker://') else word
+    name, colon, tag = text.partition(':/')
+    at, digest = '', ''
+    if colon:  # a regular expression, which may hold anything
+        tag = '/' + tag
+    else:
+        rest, at, digest = text.partition('@')
+        above, slash, last = rest.rpartition('/')
+        last, colon, tag = last.partition(':')
+        name = above + slash + last
+    if '\0' in name or not {'', '.', '..'}.isdisjoint(name.split('/')) or is_digest(text):
+        raise ValueError(f"'{word}' is no valid image name", word)
     if at and not is_digest(digest):
-        raise ValueError("'{}' has no valid digest after the '@'".format(text))
-    if colon and not (is_pattern(tag) or re.fullmatch(TAG, tag)):
-        raise ValueError("'{}' has no valid tag after the ':'".format(text))
-    for component in name.split('/'):
-        if not (is_pattern(component) or re.fullmatch(COMPONENT, component)) or len(name) > 255:
-            raise ValueError("'{}' is no valid image name".format(text))
+        raise ValueError(f"'{word}' has no valid digest after the '@'", word)
+    if colon and not (re.fullmatch('/.+/' if tag[:1] == '/' else TAG, tag) or is_pattern(tag)):
+        raise ValueError(f"'{word}' has no valid tag after the ':'", word)
     try:
-        for part in (name, tag):
-            matching(part, ())  # compiles a pattern
-    except re.error:
-        raise ValueError("'{}' is no valid pattern".format(text))
-    return Image(name, tag or None, digest or None)
+        expression(name), expression(tag)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"'{word}' is no valid pattern: {error}", word)
+    return Image(name, tag, digest)
 
 
-def matching(wanted: str, names: 'Iterable[str]') -> 'List[str]':
-    """Return those of `names` that `wanted`, a name or a pattern, selects.  Raises re.error."""
-    if not is_pattern(wanted):
-        return [wanted] if wanted in names else []
-    import fnmatch
-    return fnmatch.filter(names, wanted)  # `*` matches `/` too
+def is_digest(text: str) -> bool:
+    """Tell whether `text` is `alg:hex` of the right length; only such a text becomes a path."""
+    return re.fullmatch(DIGEST, text) is not None
 
 
-# -- Manifests ------------------------------------------------------------------------------------
+def is_pattern(text: str) -> bool:
+    """Tell whether `text` may match more than one name."""
+    return re.fullmatch('/.+/', text) is not None or not set('*?[').isdisjoint(text)
 
-# What manifests and descriptors hold; case-folded key -> key.
-KEYS = {key.casefold(): key for key in (
-    'schemaVersion mediaType artifactType config layers manifests blobs subject digest size urls '
-    'platform annotations data fsLayers blobSum name tag architecture history signatures').split()}
-USUAL_KEYS = frozenset(KEYS.values())
-MANIFEST_KEYS = frozenset(('fsLayers', 'config', 'layers', 'manifests', 'blobs'))  # it has some
-MANIFEST_TYPES = frozenset((
-    'application/vnd.docker.distribution.manifest.v1+json',
-    'application/vnd.docker.distribution.manifest.v1+prettyjws',
-    'application/vnd.docker.distribution.manifest.v2+json',
-    'application/vnd.docker.distribution.manifest.list.v2+json',
-    'application/vnd.oci.image.manifest.v1+json',
-    'application/vnd.oci.image.index.v1+json',
-    'application/vnd.oci.artifact.manifest.v1+json',
-))
+
+@lru_cache(maxsize=1000)
+def expression(pattern: str) -> Any:
+    """Return a pattern, /a regular expression/ or a shell's, compiled.  Raises re.error."""
+    return re.compile(pattern[1:-1] if pattern[:1] == '/' else fnmatch.translate(pattern))
+
+
+def matching(wanted: str, names: Iterable[str]) -> List[str]:
+    """Return those of `names` that `wanted`, a name or a pattern, names."""
+    if is_pattern(wanted):
+        return list(filter(expression(wanted).fullmatch, names))
+    return [wanted] if wanted in names else []
+
+
+class Words:
+    """The images of a request, or its exclusions, by the repositories that they name."""
+
+    def __init__(self, images: Iterable[Image], names: Set[str], excluding: bool = False) -> None:
+        self.literal: Dict[str, List[Image]] = {}
+        self.patterns: List[Image] = []
+        for image in images:
+            name = spelled(image.name, names, excluding)
+            if name in names or not is_pattern(name):  # so a name's own brackets are no pattern
+                self.literal.setdefault(name, []).append(image._replace(name=name))
+            else:
+                self.patterns.append(image._replace(name=name))
+
+    def of(self, name: str) -> List[Image]:
+        """Return the images that name the repository `name` or anything in it."""
+        return self.literal.get(name, []) + [
+            image for image in self.patterns if expression(image.name).fullmatch(name)]
+
+
+def spelled(name: str, names: Set[str], excluding: bool = False) -> str:
+    """Return `name` as the repositories `names` spell it: without a host copied in front.
+
+    A host without a port goes only from an exclusion, and if what remains exists.
+    """
+    host, _, rest = name.partition('/')
+    copied = re.fullmatch(HOST, host) or excluding and '.' in host and matching(rest, names)
+    return rest if rest and copied and not matching(name, names) and name not in names else name
+
+
+def named_tags(images: Iterable[Image], tags: Mapping[str, str],
+               referrers: Mapping[str, str] = {}, manifests: Iterable[str] = ()) -> Set[str]:
+    """Return those of `tags` (tag -> digest) of a repository that `images`, words for it, name.
+
+    A pattern passes over the `referrers` (tag -> digest of its image); but one that begins with an
+    algorithm selects those whose image is none of the repository's `manifests`.
+    """
+    named: Set[str] = set()
+    digests = set()
+    for image in images:
+        if image.whole:
+            return set(tags)
+        found = matching(image.tag, tags) if image.tag else []
+        if is_pattern(image.tag):
+            orphans = re.match('/?(%s)-' % '|'.join(ALGORITHMS), image.tag)
+            found = [tag for tag in found if tag not in referrers
+                     or orphans and referrers[tag] not in manifests]
+        named.update(tag for tag in found if image.digest in ('', tags[tag]))
+        if not image.tag:
+            digests.add(image.digest)
+    return named | {tag for tag, digest in tags.items() if digest in digests}
+
+
+# -- What is on the disk --------------------------------------------------------------------------
+
+class Kind(NamedTuple):
+    """Where a kind of reference lies in its repository, what it is, and how a line calls it."""
+
+    place: str
+    item: str
+    line: str
+
+
+# In the order of removal, which keeps every tag that resolves complete at every moment.
+KINDS = {
+    'tag': Kind('_manifests/tags/{item}', TAG, 'tag {repository}:{item}'),
+    'entry': Kind('_manifests/tags/{tag}/index/{path}', DIGEST,
+                  'entry of {item} in the history of {repository}:{tag}'),
+    'manifest': Kind('_manifests/revisions/{path}', DIGEST, 'manifest {repository}@{item}'),
+    'layer': Kind('_layers/{path}', DIGEST, 'layer link {repository}@{item}'),
+    'leftover': Kind('{item}', '_manifests/tags/%s|(_layers|_manifests/revisions)/%s' % (
+        TAG, DIGEST.replace(':[', '/[')), 'folder without a link {repository}/{item}'),
+    'upload': Kind('_uploads/{item}', r'(?!\.{1,2}$)[^/\0]+', 'upload {repository}/{item}'),
+    'repository': Kind('', '', 'repository {repository}'),
+}
+
+
+class Reference(NamedTuple):
+    """One thing to remove: of the kind repository, whatever is left of one."""
+
+    kind: str
+    repository: str
+    item: str = ''  # the tag, the digest, the upload, or the leftover's folder
+    tag: str = ''  # which has the entry in its history
+
+    def written(self, form: str) -> str:
+        """Return its place or its line, a `form` of KINDS."""
+        return form.format(path=self.item.replace(':', '/'), **self._asdict())
+
+
+class Plan(NamedTuple):
+    """What is to be removed."""
+
+    references: List[Reference]
+    blobs: Dict[str, int] = {}  # digest -> size in bytes
+    folders: List[str] = []  # empty ones, each before the one that holds it
 
 
 class Manifest(NamedTuple):
-    """What one manifest names: nothing if it is missing, nobody knows what if it is unreadable."""
+    """What a manifest names, or why nobody knows."""
 
-    blobs: Tuple[str, ...] = ()  # config and layers
-    children: Tuple[str, ...] = ()  # entries of an index: manifests, or plain blobs (BuildKit)
-    typed: Tuple[str, ...] = ()  # those entries that the index calls manifests
-    subject: Optional[str] = None
-    foreign: Tuple[str, ...] = ()  # layers that are stored elsewhere
-    fault: Optional[str] = None  # why it is unreadable
-    kind: str = ''  # the keys that make it a manifest; empty if none do
+    names: Dict[str, float] = {}  # digest -> the size in bytes that it says, negative if none
+    subjects: Tuple[str, ...] = ()  # what it refers to
+    typed: Tuple[str, ...] = ()  # of the names, those that it calls manifests
+    foreign: Tuple[str, ...] = ()  # of the names, layers that have `urls`
+    signed: bool = False  # schema 1, whose signatures old registries stored
+    fault: str = ''
 
-    @property
-    def names(self) -> 'Tuple[str, ...]':
-        """Every digest of which it needs the content."""
-        return self.blobs + self.children
-
-
-def plain(document: Any) -> 'Dict[str, Any]':
-    """Return a JSON object with its keys as they are usually spelled.
-
-    The registry (Go) ignores the case of keys, so this does.  Raises ValueError if it is no object,
-    or if a key stands in it twice.
-    """
-    if not isinstance(document, dict):
-        raise ValueError('no JSON object')
-    if document.keys() <= USUAL_KEYS:
-        return document
-    known = [(KEYS[key.casefold()], document[key]) for key in document if key.casefold() in KEYS]
-    if len(dict(known)) < len(known):
-        raise ValueError('a key stands twice')
-    return dict(known)
-
-
-def field(document: 'Dict[str, Any]', key: str, kind: type) -> Any:
-    """Return the value of `key`, None if null or absent.  Raises ValueError for a wrong type."""
-    value = document.get(key)
-    if value is not None and not isinstance(value, kind):
-        raise ValueError("'{}' has a wrong type".format(key))
-    return value
-
-
-def descriptors(document: 'Dict[str, Any]', key: str) -> 'List[Dict[str, Any]]':
-    """Return the list `key`, empty if null or absent.  Raises ValueError for a wrong type."""
-    items = field(document, key, list) or ()
-    return [item if type(item) is dict and USUAL_KEYS.issuperset(item) else plain(item)
-            for item in items]
-
-
-def digests_in(found: 'List[Dict[str, Any]]', key: str = 'digest') -> 'Tuple[str, ...]':
-    """Return the digests of descriptors.  Raises ValueError for one outside the grammar."""
-    if not found:
-        return ()
-    try:
-        digests = [sys.intern(descriptor[key]) for descriptor in found]
-    except (KeyError, TypeError):
-        raise ValueError('no digest')
-    if not all(map(re.compile(DIGEST).fullmatch, digests)):
-        raise ValueError('no valid digest')
-    return tuple(digests)
-
-
-# These two modules take the longest to import, and a run may do without.
-
-@lru_cache(maxsize=None)
-def hash_function(algorithm: str) -> Any:
-    import hashlib
-    return getattr(hashlib, algorithm)
-
-
-@lru_cache(maxsize=None)
-def json_decoder() -> Any:
-    import json
-    # Numbers mean nothing here, and reading a huge integer would take quadratic time.
-    return json.JSONDecoder(parse_int=float)
-
-
-def parse_manifest(digest: str, content: 'Optional[bytes]') -> Manifest:
-    """Return what the manifest `digest` with this content (None: missing) names.
-
-    Its kind is told by its keys; with keys of several kinds it counts as all of them.
-    """
-    if content is None:
-        return Manifest()
-    if len(content) > MANIFEST_LIMIT:
-        return Manifest(fault='it is larger than 4 MiB')
-    algorithm, _, name = digest.partition(':')
-    if hash_function(algorithm)(content).hexdigest() != name:
-        return Manifest(fault='its content does not match its digest')
-    try:
-        return parse_document(plain(json_decoder().decode(content.decode('utf-8', 'replace'))))
-    except (ValueError, RecursionError) as error:
-        return Manifest(fault='it is no valid manifest ({})'.format(error))
-
-
-def parse_document(document: 'Dict[str, Any]') -> Manifest:
-    """Return the manifest that a JSON object is.  Raises ValueError if it is none."""
-    kind = MANIFEST_KEYS & document.keys()
-    if not kind:
-        raise ValueError('it has none of the keys of a manifest')
-    layers, blobs, old_layers, entries = [
-        descriptors(document, key) if key in kind else []
-        for key in ('layers', 'blobs', 'fsLayers', 'manifests')]
-    config, subject = [[] if document.get(key) is None else [plain(document[key])]
-                       for key in ('config', 'subject')]
-    typed = [entry for entry in entries if field(entry, 'mediaType', str) in MANIFEST_TYPES]
-    foreign = [layer for layer in layers if 'urls' in layer and field(layer, 'urls', list)]
-    return Manifest(digests_in(layers + blobs + config) + digests_in(old_layers, 'blobSum'),
-                    digests_in(entries), digests_in(typed), (digests_in(subject) or (None,))[0],
-                    digests_in(foreign), None, ' '.join(sorted(kind)))
-
-
-# -- The store as it is on the disk ---------------------------------------------------------------
 
 class Tag(NamedTuple):
-    """One tag.  It is broken when its link is missing, empty or no digest."""
+    """One tag; it is broken when its link is missing, empty or no digest."""
 
-    digest: Optional[str]  # None: broken
+    digest: str  # '': broken
     history: Tuple[str, ...] = ()  # the digests that its index has a link to
     entries: Tuple[str, ...] = ()  # these, and those whose folder has lost its link
-    pushed: Optional[float] = None  # time of the last write to its link, in seconds, if `dated`
-    fault: Optional[str] = None  # why its link cannot be read
+    pushed: Optional[float] = None  # seconds; the last write to its link
+    fault: str = ''  # why it cannot be read
 
 
 class Repository(NamedTuple):
-    """One repository as it is on the disk."""
+    """A repository as it is on the disk.  Links are digest -> blob: '' unknown, None no link."""
 
     name: str
     tags: Dict[str, Tag]
-    revisions: Dict[str, str]  # revision link -> digest of the blob that it stands for
-    layers: Dict[str, str]  # layer link, or a folder that lost it -> digest of its blob
-    manifests: Dict[str, Manifest]  # revisions, and manifests that have only a layer link
-    signatures: Dict[str, Tuple[str, ...]]  # revision -> its signature blobs (schema 1)
-    uploads: Dict[str, float]  # upload -> time of the last write to it
-    leftovers: Tuple[str, ...]  # folders of revisions that have lost their link
+    no_tags: List[str]  # folders of tags that are gone
+    revisions: Dict[str, Optional[str]]
+    layers: Dict[str, Optional[str]]
+    manifests: Dict[str, Manifest]  # linked revisions, and what only has a layer link (2.1.0)
+    uploads: List[str]
+
+    def going(self, references: Iterable[Reference], *kinds: str) -> Set[str]:
+        """Return the items of these kinds in `references`, which are all of this repository."""
+        return {reference.item for reference in references if reference.kind in kinds}
+
+    def referrers(self) -> Dict[str, str]:
+        """Return the referrer tags, OCI's fallback and cosign's, each with its image's digest.
+
+        A tag whose manifest is or names that image is an ordinary one (imgpkg makes such).
+        """
+        found = {}
+        for tag, (digest, *_) in self.tags.items():
+            match = re.fullmatch(REFERRER_TAG, tag)
+            image = match.group(1).replace('-', ':') if match else ''
+            manifest = self.manifests.get(digest, Manifest())
+            if match and (match.group(2) in ('.sig', '.att', '.sbom') or (
+                    image in self.manifests and digest not in ('', image)
+                    and image not in manifest.names and not manifest.fault)):
+                found[tag] = image
+        return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float)
+
+
+def parse_manifest(content: bytes) -> Manifest:
+    """Return what a manifest with this content names.
+
+    Every digest under a key `digest` or `blobSum` counts, but for those below `subject` and
+    `annotations`.  The registry (Go) ignores the case of keys, and of a key that stands twice may
+    use either: all spellings and both are seen.  No list of the kinds of manifest is needed.
+    """
+    try:
+        document = DECODER.decode(content.decode('utf-8', 'replace'))
+    except (ValueError, RecursionError):
+        document = None
+    if type(document) is not tuple:
+        return Manifest(fault='it is no JSON object')
+    names: Dict[str, float] = {}
+    typed: List[str] = []
+    foreign: List[str] = []
+    todo: List[Any] = [document]
+    while todo:
+        node = todo.pop()
+        if type(node) is list:
+            todo += [value for value in node if type(value) in (tuple, list)]
+            continue
+        digests, size, is_manifest, elsewhere = [], -1.0, False, False
+        for key, value in node:
+            key = key.casefold()
+            if key in ('digest', 'blobsum') and type(value) is str and is_digest(value):
+                digests.append(sys.intern(value))
+            elif type(value) in (tuple, list) and key not in ('subject', 'annotations'):
+                todo.append(value)
+                elsewhere = elsewhere or key == 'urls' and value != []
+            elif key == 'size' and type(value) is float:
+                size = value
+            elif key == 'mediatype' and type(value) is str:
+                is_manifest = is_manifest or MANIFEST_TYPES.fullmatch(value) is not None
+        names.update(dict.fromkeys(digests, size))
+        typed += digests if is_manifest else ()
+        foreign += digests if elsewhere else ()
+    top = [(key.casefold(), value) for key, value in document]
+    subjects = [text for key, value in top if key == 'subject' and type(value) is tuple
+                for name, text in value if name.casefold() == 'digest' and type(text) is str]
+    return Manifest(names, tuple(subjects), tuple(typed), tuple(foreign), 'fslayers' in dict(top))
 
 
 class Workers:
-    """Runs operations side by side: all parallel work is in here.
+    """Does things side by side, in threads: worth it where storage is slow to answer.
 
-    Slow storage is waited for by threads, `jobs` at once; 0 lets the time of the first listings
-    decide.  On fast storage there is more to work out than to wait for, and processes share it.
-    `progress` is told what is going on, how many operations are done, and of how many.
+    `jobs` at once; with 0, the time that listing a folder takes decides.  `step`, `done` and
+    `total` say how far the work is.
     """
 
-    def __init__(self, jobs: int = 0,
-                 progress: Callable[[Step, int, int], None] = lambda *_: None) -> None:
+    def __init__(self, jobs: int = 0) -> None:
         self.jobs = jobs
-        self.progress = progress
-        self.listing_times: List[float] = []
-        self._pool: Any = None
+        self.times: Any = deque(maxlen=15)  # seconds that listing a folder took, lately
+        self.step, self.done, self.total = '', 0, 0
+        self.busy = False  # the threads are at work
 
     def threads(self) -> int:
-        """Return how many operations to run at once."""
-        times = sorted(self.listing_times)
-        return self.jobs or (JOBS if times and times[len(times) // 2] > SLOW_LISTING else 1)
+        """Return how many things to do at once."""
+        slow = self.times and sorted(self.times)[len(self.times) // 2] > 0.001
+        return self.jobs or (32 if slow else 1)
 
-    def each(self, function: 'Callable[[Item], Result]', items: 'Sequence[Item]',
-             step: Optional[Step] = None, large: bool = False) -> 'Iterator[Result]':
-        """Yield function(item) for each of `items`, in their order; `step` says what it does.
+    def each(self, function: Callable[[Item], Result], items: Iterable[Item], step: str = '',
+             large: bool = False) -> List[Result]:
+        """Return function(item) of each item, in their order; raise what the first failure raised.
 
-        For a `large` item, `function` calls each() itself: a few of those come one by one, and each
-        has all the threads.
+        A few `large` items, whose function calls each() itself, come one by one, and each has all
+        the threads.  Otherwise an each() within another does one thing after the other.
         """
-        threads = self.threads()
-        results = map(function, items)
-        if (threads > 1 and len(items) > (FEW if large else 1)
-                and threading.current_thread() is threading.main_thread()):
-            if not self._pool:
-                # Not at the top: it takes longer to import than most runs last.
-                from concurrent.futures import ThreadPoolExecutor
-                self._pool = ThreadPoolExecutor(threads)
-            results = self._pool.map(function, items)
-        return self._watched(results, len(items), step) if step else results
+        items = list(items)
+        if step:
+            self.step, self.done, self.total = step, 0, len(items)
+        threads = 1 if self.busy or large and len(items) < 8 else min(self.threads(), len(items))
+        numbers, results = deque(range(len(items))), {}  # type: Any, Dict[int, Result]
+        failures: List[BaseException] = []
 
-    def _watched(self, results: 'Iterable[Result]', total: int, step: Step) -> 'Iterator[Result]':
-        for done, result in enumerate(results):
-            self.progress(step, done + 1, total)
-            yield result
+        def work() -> None:
+            with contextlib.suppress(IndexError):
+                while not failures:
+                    number = numbers.popleft()
+                    try:
+                        results[number] = function(items[number])
+                    except BaseException as error:
+                        failures.append(error)
+                    self.done += bool(step)
 
-    def parts(self, function: 'Callable[[Sequence[Item]], Result]',
-              items: 'Sequence[Item]') -> 'Iterator[Result]':
-        """Yield function(part) for parts that make up `items`, in their order: one, or some.
-
-        Processes share them, so `function` must do no more than return something.
-        """
-        count = 1
-        if (len(items) >= WORTH_A_PROCESS and not self.jobs and self.threads() == 1
-                and threading.active_count() == 1):  # a process is forked with one thread only
-            count = min(os.cpu_count() or 1, PROCESSES)
-        size = max(1, -(-len(items) // count))
-        with contextlib.ExitStack() as stack:
-            answers = [stack.enter_context(self._elsewhere(function, items[start:start + size]))
-                       for start in range(size, len(items), size)]
-            yield function(items[:size])
-            for answer in answers:
-                yield answer()
-
-    @contextlib.contextmanager
-    def _elsewhere(self, function: 'Callable[[Sequence[Item]], Result]',
-                   part: 'Sequence[Item]') -> 'Iterator[Callable[[], Result]]':
-        """Call function(part) in a process of its own; give what waits for the result.
-
-        What that process does not tell, for whatever reason, is worked out in this one.
-        """
-        import pickle
-        import signal
-        reading, writing = os.pipe()
-        try:
-            process = os.fork()
-        except OSError:  # no room for another process
-            os.close(reading)
-            os.close(writing)
-            yield lambda: function(part)
-            return
-        if not process:
-            try:
-                os.closerange(3, writing)  # the lock among them: it must not outlive a killed run
-                self.progress = lambda *_: None
-                with open(writing, 'wb') as file:
-                    pickle.dump(function(part), file, pickle.HIGHEST_PROTOCOL)
-            finally:
-                os._exit(0)
-
-        def answer() -> Any:
-            try:
-                return pickle.load(pipe)
-            except (EOFError, pickle.UnpicklingError):
-                return function(part)
-
-        try:
-            os.close(writing)
-            with open(reading, 'rb') as pipe:
-                yield answer
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-            raise
-        finally:
-            with contextlib.suppress(ChildProcessError):  # where SIGCHLD is ignored, none is left
-                os.waitpid(process, 0)
-
-
-# Where things lie below `repositories`: {0} is the repository, {1} the name, {2} a tag.
-PLACES = {
-    'repository': '{0}', 'manifests': '{0}/_manifests', 'tags': '{0}/_manifests/tags',
-    'tag': '{0}/_manifests/tags/{1}', 'entry': '{0}/_manifests/tags/{2}/index/{1}',
-    'revisions': '{0}/_manifests/revisions', 'index': '{0}/_manifests/revisions/{1}',
-    'manifest': '{0}/_manifests/revisions/{1}', 'layers': '{0}/_layers',
-    'layer': '{0}/_layers/{1}', 'alias': '{0}/_layers/{1}', 'uploads': '{0}/_uploads',
-    'upload': '{0}/_uploads/{1}',
-    'leftover': '{0}/{1}'}
-DIGEST_KINDS = ('entry', 'index', 'manifest', 'alias', 'layer')  # their name is a digest
-
-
-def followed(link: str) -> 'List[str]':
-    """Return the places that a symbolic link leads to: other links on the way, and its end."""
-    places: List[str] = []
-    folder, todo = os.path.realpath(os.path.dirname(link)), [os.path.basename(link)]
-    while todo and len(places) <= 40:  # Linux follows no more
-        path = os.path.normpath(os.path.join(folder, todo.pop()))
-        if os.path.islink(path):
-            places.append(path)
-            todo += reversed(os.readlink(path).split('/'))
-            folder = '/' if os.readlink(path).startswith('/') else folder
-        else:
-            folder = path
-    return places[1:] + [folder]
-
-
-def subfolders(entries: 'Iterable[os.DirEntry[str]]') -> 'List[str]':
-    """Return the paths of those of `entries` that are folders, and no symbolic links to some."""
-    return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-
-
-def places_above(path: str) -> 'Iterator[str]':
-    """Yield `path` and every folder that it lies in."""
-    while path not in ('', '/'):
-        yield path
-        path = os.path.dirname(path)
+        helpers = [threading.Thread(target=work, daemon=True) for _ in range(threads - 1)]
+        before, self.busy = self.busy, self.busy or threads > 1
+        with contextlib.suppress(RuntimeError):  # where no more threads may be had, fewer do
+            for helper in helpers:
+                helper.start()
+        work()
+        for helper in helpers:
+            if helper.ident:
+                helper.join()
+        self.busy = before
+        for failure in failures:
+            raise failure
+        return [results[number] for number in range(len(items))]
 
 
 class Store:
-    """A registry's v2 folder: makes every path in it, and reads what lies there.
-
-    What is missing, or in `gone`, reads as empty.  What exists and cannot be read raises OSError.
-    """
+    """The files of a registry.  Changes nothing; raises OSError for what cannot be read."""
 
     def __init__(self, v2: str, workers: Workers) -> None:
-        self.v2 = v2
-        self.each = workers.each
-        self.parts = workers.parts
-        self.listing_times = workers.listing_times
-        self.dated = False  # whether to read when each tag was pushed
-        self.gone: Set[str] = set()  # paths of what a plan removes: it reads as missing already
-        self.repositories = v2 + '/repositories'
-        self.blobs = v2 + '/blobs'
-        self.links: Dict[str, List[str]] = {}  # symbolic links met while reading, as followed()
-        self._names: Optional[List[str]] = None
-        self.parsed: Dict[str, Manifest] = {}
-        self.known: Dict[str, Repository] = {}  # repositories that need not be read again
+        self.v2, self.workers = v2, workers
+        self.repositories, self.blobs = v2 + '/repositories', v2 + '/blobs'
+        self.links: Set[str] = set()  # symbolic links met
 
-    def path(self, kind: str, repository: str, name: str = '', tag: str = '') -> str:
-        """Return the path of something in a repository: `kind` is a key of PLACES."""
-        if kind in DIGEST_KINDS:
-            name = name.replace(':', '/')
-        return self.repositories + '/' + PLACES[kind].format(repository, name, tag)
+    def place(self, name: str, *below: str) -> str:
+        """Return the path of the repository `name`, or of something in it."""
+        return '/'.join((self.repositories, name) + below)
 
     def blob(self, digest: str) -> str:
-        algorithm, _, name = digest.partition(':')
-        return '/'.join((self.blobs, algorithm, name[:2], name))
+        """Return the path of a blob's folder."""
+        algorithm, _, digits = digest.partition(':')
+        return f'{self.blobs}/{algorithm}/{digits[:2]}/{digits}'
 
-    def paths(self, reference: 'Reference') -> 'List[str]':
-        """Return what to remove for `reference`: of a repository all that is no other one's."""
-        if reference.kind == 'repository':
-            return [self.path(kind, reference.repository)
-                    for kind in ('manifests', 'layers', 'uploads')]
-        return [self.path(*reference)]
-
-    # Reading, from single entries to whole repositories.
+    def exists(self, path: str) -> bool:
+        """Tell whether anything is at `path`, and take note if it is a symbolic link."""
+        try:
+            if stat.S_ISLNK(os.lstat(path).st_mode):
+                self.links.add(path)
+            return True
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def require_missing(self, path: str) -> None:
-        """Raise OSError when `path` is not there because a link on the way leads nowhere."""
+        """Raise OSError if `path` is only missing because a symbolic link leads nowhere."""
         while not os.path.lexists(path):
             path = os.path.dirname(path)
         if not os.path.exists(path):
-            raise OSError(errno.ELOOP, "symbolic link to '{}', which is not there; mount it, or "
-                          'remove the link'.format(os.readlink(path)), path)
+            raise OSError(errno.ENOENT, f"a symbolic link to '{os.readlink(path)}', which is not "
+                          'there: mount it, or remove the link', path)
 
-    def entries(self, path: str) -> 'List[os.DirEntry[str]]':
-        """Return what the folder `path` holds, in any order."""
-        if path in self.gone:
-            return []
-        start = time.perf_counter() if len(self.listing_times) < 20 else 0.0
+    def entries(self, path: str) -> List['os.DirEntry[str]']:
+        """Return what the folder `path` holds; nothing if there is none."""
+        begun = time.perf_counter()
         try:
             with os.scandir(path) as found:
                 entries = list(found)
         except FileNotFoundError:
             self.require_missing(path)
             return []
-        if start:
-            self.listing_times.append(time.perf_counter() - start)
-        if self.gone:
-            entries = [entry for entry in entries if entry.path not in self.gone]
-        for entry in entries:
-            if entry.is_symlink():
-                self.links[entry.path] = followed(entry.path)
+        self.workers.times.append(time.perf_counter() - begun)
+        self.links.update(entry.path for entry in entries if entry.is_symlink())
         return entries
 
-    def folders(self, path: str) -> 'List[str]':
-        """Return the names of the folders in `path`, sorted.
+    def folders(self, path: str) -> List[str]:
+        """Return the names of the folders in `path`, and of links to folders."""
+        entries = self.entries(path)
+        for entry in entries:
+            if entry.is_symlink():
+                self.require_missing(entry.path)
+        return [entry.name for entry in entries if entry.is_dir()]
 
-        Symbolic links to folders count, and so do those to nothing: who enters one will learn it.
-        """
-        return sorted(entry.name for entry in self.entries(path)
-                      if entry.is_dir() or entry.is_symlink() and not os.path.exists(entry.path))
-
-    def digests(self, path: str) -> 'List[str]':
-        """Return the digests that the folders `path`/<alg>/<hex> stand for, in any order."""
-        return list(chain.from_iterable(self.digests_of(path + '/' + algorithm, algorithm)
-                                        for algorithm in self.folders(path)))
-
-    def digests_of(self, folder: str, algorithm: str) -> 'List[str]':
-        """Return the digests of `algorithm` that the names in `folder` make, in any order."""
-        if folder in self.gone:
-            return []
-        try:
-            names = os.listdir(folder)
-        except FileNotFoundError:
-            self.require_missing(folder)
-            return []
-        if self.gone:
-            names = [name for name in names if folder + '/' + name not in self.gone]
-        digests = list(map((algorithm + ':').__add__, names))
-        return digests if algorithm == 'sha256' and all_hex(names, 64) else (
-            list(filter(is_digest, digests)))
-
-    def status(self, path: str) -> 'Optional[os.stat_result]':
-        """Return the status of `path`, None if missing; take note when it is a symbolic link."""
-        if self.gone and os.path.dirname(path) in self.gone:
-            return None
-        try:
-            status = os.lstat(path)
-            if stat.S_ISLNK(status.st_mode):
-                self.links[path] = followed(path)
-                status = os.stat(path)
-        except FileNotFoundError:
+    def read(self, path: str, limit: int) -> Optional[Tuple[bytes, float]]:
+        """Return the content of a file, up to `limit` bytes, and its mtime; None if missing."""
+        if not self.exists(path):
             self.require_missing(path)
             return None
-        return status
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, 'it is no regular file', path)
+            return file.read(limit), status.st_mtime
 
-    def exists(self, path: str) -> bool:
-        return self.status(path) is not None
+    def read_link(self, folder: str) -> Tuple[Optional[str], Optional[float]]:
+        """Return the digest in `folder`/link and its mtime: '' for no digest, None if missing."""
+        content, written = self.read(folder + '/link', 200) or (None, None)
+        text = content.decode('ascii', 'replace') if content is not None else None
+        return (text if text is None or is_digest(text) else ''), written
 
-    def has_link(self, folder: str) -> bool:
-        """Tell whether `folder`, which lies in a folder that is there, is and holds a link."""
-        try:
-            if stat.S_ISLNK(os.lstat(folder).st_mode):
-                self.links[folder] = followed(folder)
-        except FileNotFoundError:
-            return False
-        return self.exists(folder + '/link')
+    def links_in(self, top: str, sought: Optional[Set[str]] = None, known: Optional[str] = None
+                 ) -> Dict[str, Optional[str]]:
+        """Return the digests that have a folder `<alg>/<hex>` in `top`, each with its link's blob.
 
-    def read(self, path: str, limit: int) -> 'Optional[bytes]':
-        """Return at most `limit` + 1 bytes of the file `path`, None when it is missing."""
-        flags = os.O_RDONLY | os.O_NONBLOCK  # never wait for the other end of a pipe
-        try:
-            descriptor = os.open(path, flags | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            self.require_missing(path)
-            return None
-        except OSError as error:
-            if error.errno != errno.ELOOP:
-                raise
-            if not self.exists(path):  # takes note of the link
-                return None
-            descriptor = os.open(path, flags)
-        try:
-            wanted = min(limit + 1, 1 << 16)
-            content = chunk = os.read(descriptor, wanted)
-            while chunk and len(chunk) == wanted:  # a shorter one is the last one
-                wanted = limit + 1 - len(content)
-                chunk = os.read(descriptor, wanted)
-                content += chunk
-            return content
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, path)
-        finally:
-            os.close(descriptor)
-
-    def read_link(self, folder: str) -> 'Optional[str]':
-        """Return the digest in `folder`/link, None when it is missing, empty or no digest."""
-        content = (self.read(folder + '/link', 200) or b'').decode('ascii', 'replace')
-        return content if is_digest(content) else None
-
-    def target(self, top: str, digest: str) -> str:
-        """Return the digest of the blob that the link of `digest` below `top` stands for.
-
-        A sha256 link is named after its blob.  Another one holds the name: blobs are stored under
-        their sha256.
+        Blobs lie under their sha256.  A sha256 link is named after its blob and never opened; one
+        of another algorithm holds the name.  With `sought`, of the former only these blobs.  The
+        link of a `known` one is not looked for.
         """
-        if digest.startswith('sha256:'):
-            return digest
-        return self.read_link(top + '/' + digest.replace(':', '/')) or digest
+        found: Dict[str, Optional[str]] = {}
+        self.exists(top)
+        for algorithm in filter(ALGORITHMS.__contains__, self.folders(top)):
+            folder, wanted = f'{top}/{algorithm}/', sought if algorithm == 'sha256' else None
+            if wanted is not None and len(wanted) <= FEW:
+                names = [digest[7:] for digest in wanted if self.exists(folder + digest[7:])]
+            else:
+                valid = re.compile('[0-9a-f]{%d}' % ALGORITHMS[algorithm]).fullmatch
+                names = [entry.name for entry in self.entries(folder[:-1]) if valid(entry.name)
+                         and (wanted is None or 'sha256:' + entry.name in wanted)]
+            there = self.workers.each(lambda name: f'{algorithm}:{name}' == known or self.exists(
+                folder + name + '/link'), names)
+            for name, linked in zip(names, there):
+                digest = f'{algorithm}:{name}'
+                found[sys.intern(digest)] = None if not linked else (
+                    digest if algorithm == 'sha256' else self.read_link(folder + name)[0])
+        return found
 
-    def targets(self, top: str, digests: 'Iterable[str]') -> 'Dict[str, str]':
-        """Return the target() of each of these links below `top`."""
-        return {digest: self.target(top, digest) for digest in digests}
+    def manifest(self, blob: Optional[str]) -> Manifest:
+        """Return what the manifest that is stored as `blob` names."""
+        try:
+            found = self.read(self.blob(blob) + '/data', MANIFEST_LIMIT + 1) if blob else None
+        except OSError as error:
+            return Manifest(fault=f'it cannot be read: {error.strerror}')
+        if not blob or not found:
+            return Manifest(fault='it is missing' if blob else 'its link is empty or no digest')
+        if len(found[0]) > MANIFEST_LIMIT:
+            return Manifest(fault='it is larger than 4 MiB')
+        algorithm, _, digits = blob.partition(':')
+        if hashlib.new(algorithm, found[0]).hexdigest() != digits:
+            return Manifest(fault='its content does not match its digest' if found[0] else
+                            'it is empty')
+        return parse_manifest(found[0])
 
-    def read_manifest(self, digest: str) -> Manifest:
-        """Return the manifest stored as the blob `digest`; each is read once."""
-        if digest not in self.parsed:
-            try:
-                content = self.read(self.blob(digest) + '/data', MANIFEST_LIMIT)
-                self.parsed[digest] = parse_manifest(digest, content)
-            except OSError as error:
-                self.parsed[digest] = Manifest(fault=cannot_read(error), kind='unknown')
-        return self.parsed[digest]
-
-    def repository_names(self) -> 'List[str]':
-        """Return the names of all repositories, sorted: folders that hold what a repository holds.
-
-        A folder reached through symbolic links counts, but none is entered below itself.
-        """
-        if self._names is None:
-            self._names = self._find_repositories()
-        return [name for name in self._names if self.path('layers', name) not in self.gone]
-
-    def _find_repositories(self) -> 'List[str]':
-        found = set()
-        todo = [self.repositories]
+    def repository_names(self) -> List[str]:
+        """Return the names of all repositories, sorted: folders that hold what one holds."""
+        found, todo = [], ['']
         while todo:
-            path = todo.pop()
-            for folder in self.folders(path):
-                below = path + '/' + folder
-                if folder in ('_manifests', '_layers', '_uploads'):
-                    found.add(path[len(self.repositories) + 1:])
-                elif not folder.startswith('_') and not (
-                        below in self.links and self.is_own_ancestor(below)):
-                    todo.append(below)
-        return sorted(found - {''})
+            listed = self.workers.each(lambda name: self.folders(self.repositories + name), todo,
+                                       'Looking for repositories')
+            found += [name[1:] for name, folders in zip(todo, listed)
+                      if name and not set(PARTS).isdisjoint(folders)]
+            todo = [name + '/' + folder for name, folders in zip(todo, listed) for folder in folders
+                    if folder not in PARTS + COPIES and not folder.startswith(OWN)
+                    and not self.is_own_ancestor(name + '/' + folder)]
+        return sorted(found)
 
-    def is_own_ancestor(self, path: str) -> bool:
-        """Tell whether `path`, a folder below `repositories`, is one of those that it lies in."""
-        return any(os.path.samefile(path, above) for above in places_above(os.path.dirname(path))
-                   if len(above) >= len(self.repositories))
+    def is_own_ancestor(self, name: str) -> bool:
+        """Tell whether the folder `name` below `repositories` is one of those that it lies in."""
+        path, above = self.repositories + name, name
+        while path in self.links and above:
+            above = above.rpartition('/')[0]
+            if os.path.samefile(path, self.repositories + above):
+                return True
+        return False
 
-    def read_tag(self, name: str, tag: str) -> Tag:
-        """Return the tag `tag` of repository `name`."""
-        folder = self.path('tag', name, tag)
+    def read_tag(self, name: str, tag: str) -> Optional[Tag]:
+        """Return a tag; None for a folder with neither a link nor a history, which is none."""
+        folder = self.place(name, '_manifests/tags', tag)
         try:
-            self.status(folder + '/current')
-            digest = self.read_link(folder + '/current')
-            pushed = self.status(folder + '/current/link') if self.dated else None
-            entries = tuple(self.digests(folder + '/index'))
-            return Tag(digest, tuple([entry for entry in entries if entry == digest or self.exists(
-                self.path('entry', name, entry, tag) + '/link')]),
-                entries, pushed.st_mtime if pushed else None)
+            self.exists(folder + '/current')
+            digest, pushed = self.read_link(folder + '/current')
+            entries = self.links_in(folder + '/index', known=digest)
         except OSError as error:
-            return Tag(None, fault=cannot_read(error))
+            return Tag('', fault=f'it cannot be read: {error.strerror}')
+        history = tuple(entry for entry in entries if entries[entry] is not None)
+        if digest is None and not history:
+            return None
+        return Tag(digest or '', history, tuple(entries), pushed)
 
-    def read_repositories(self, names: 'Sequence[str]') -> 'Iterator[Repository]':
-        """Yield these repositories."""
-        return self.each(lambda name: self.known.get(name) or self.read_repository(name), names,
-                         lambda: 'Reading repositories', large=True)
-
-    def read_repository(self, name: str) -> Repository:
+    def repository(self, name: str) -> Repository:
         """Return the repository `name`, with all of its manifests."""
-        for kind in ('tags', 'revisions'):
-            self.status(self.path(kind, name))  # takes note when it is a symbolic link
-        names = self.folders(self.path('tags', name))
-        tags = dict(zip(names, self.each(lambda tag: self.read_tag(name, tag), names)))
-        top = self.path('layers', name)
-        layers = self.targets(top, self.digests(top))
-        top = self.path('revisions', name)
-        folders = self.digests(top)
-        present = self.each(
-            lambda digest: self.exists(self.path('manifest', name, digest) + '/link'), folders)
-        revisions = self.targets(top, compress(folders, present))
-        manifests = dict(zip(revisions, self.each(self.read_manifest, list(revisions.values()))))
+        self.exists(self.place(name, '_manifests'))
+        top = self.place(name, '_manifests/tags')
+        folders = [tag for tag in self.folders(top) if re.fullmatch(TAG, tag)] if (
+            self.exists(top)) else []
+        tags = dict(zip(folders, self.workers.each(lambda tag: self.read_tag(name, tag), folders)))
+        revisions = self.links_in(self.place(name, '_manifests/revisions'))
+        layers = self.links_in(self.place(name, '_layers'))
+        linked = [digest for digest, blob in revisions.items() if blob is not None]
+        manifests = dict(zip(linked, self.workers.each(
+            lambda digest: self.manifest(revisions[digest]), linked)))
         # Registry 2.1.0 linked manifests as layers, and every 2.x still serves them from there.
-        todo = {digest for tag in tags.values() for digest in tag.history + (tag.digest or '',)}
+        todo = {digest for tag in tags.values() if tag for digest in tag.history + (tag.digest,)}
         todo.update(child for manifest in manifests.values() for child in manifest.typed)
         while todo:
             digest = todo.pop()
-            if (digest in layers and digest not in manifests
-                    and self.has_link(self.path('layer', name, digest))):
-                manifest = self.read_manifest(layers[digest])
-                if manifest.kind:
+            if digest not in manifests and layers.get(digest) is not None:
+                manifest = self.manifest(layers[digest])
+                if manifest.fault not in ('it is no JSON object', 'it is larger than 4 MiB'):
                     manifests[digest] = manifest
                     todo.update(manifest.typed)
-        signatures = {}
-        for digest in revisions:
-            if 'fsLayers' in manifests[digest].kind or manifests[digest].kind in ('', 'unknown'):
-                folder = self.path('manifest', name, digest) + '/signatures/'
-                signatures[digest] = tuple(
-                    signature for signature in self.digests(folder[:-1])
-                    if self.exists(folder + signature.replace(':', '/') + '/link'))
-        uploads = {upload: self.last_write(self.path('upload', name, upload))
-                   for upload in self.folders(self.path('uploads', name))}
-        return Repository(name, tags, revisions, layers, manifests, signatures, uploads, tuple(
-            '_manifests/revisions/' + digest.replace(':', '/')
-            for digest in folders if digest not in revisions))
+        return Repository(
+            name, {tag: read for tag, read in tags.items() if read},
+            [tag for tag, read in tags.items() if not read], revisions, layers, manifests,
+            self.folders(self.place(name, '_uploads')))
 
-    def last_write(self, folder: str) -> float:
-        """Return the time of the last write to anything in `folder`, in seconds."""
-        times = [os.lstat(folder).st_mtime]
-        folders = [folder]
-        for path in folders:  # grows as it goes
-            entries = self.entries(path)
-            times += [entry.stat(follow_symlinks=False).st_mtime for entry in entries]
-            folders += subfolders(entries)
-        return max(times)
+    def linked(self, blobs: Iterable[str], going: Mapping[str, List[Reference]] = {}) -> Set[str]:
+        """Return those of `blobs` that a repository links, other than by a link that is `going`."""
+        sought = set(blobs)
 
-    def links_to(self, name: str, blobs: 'AbstractSet[str]',
-                 signatures: 'AbstractSet[str]') -> 'Iterator[str]':
-        """Yield those of `blobs` that repository `name` has a link to.
+        def links(name: str) -> Set[str]:
+            gone = {(kind, item) for kind, _, item, _ in going.get(name, ())}
+            return set() if ('repository', '') in gone else {
+                blob for kind, top in (('layer', '_layers'), ('manifest', '_manifests/revisions'))
+                for digest, blob in self.links_in(self.place(name, top), sought).items()
+                if blob in sought and (kind, digest) not in gone}
 
-        `signatures` are those that may be signatures of a manifest.  No sha256 link is opened, and
-        a folder is listed where that is fewer calls than looking for each blob.
-        """
-        shares_manifest = False
-        for kind in ('layers', 'revisions'):
-            top = self.path(kind, name)
-            self.status(top)  # takes note when it is a symbolic link
-            for algorithm in self.folders(top):
-                named = algorithm == 'sha256'  # its links are named after their blobs
-                if named and len(blobs) <= LISTING_COST:
-                    found = {blob for blob in blobs if blob.startswith('sha256:')}
-                else:
-                    found = set(self.digests_of(top + '/' + algorithm, algorithm))
-                for digest in blobs & found if named else found:
-                    folder = top + '/' + digest.replace(':', '/')
-                    if self.has_link(folder):
-                        shares_manifest = shares_manifest or kind == 'revisions'
-                        yield self.target(top, digest)
-        if shares_manifest:
-            # A tool that makes links of equal files makes one of the tag of the same manifest too.
-            self.status(self.path('tags', name))
-            for tag in self.folders(self.path('tags', name)):
-                self.status(self.path('tag', name, tag) + '/current/link')
-        for digest in self.digests(self.path('revisions', name)) if signatures else ():
-            folder = self.path('manifest', name, digest)
-            for blob in signatures if self.has_link(folder) else ():
-                if self.has_link(folder + '/signatures/' + blob.replace(':', '/')):
-                    yield blob
-
-    def linked(self, blobs: 'Iterable[str]', signatures: 'Iterable[str]') -> 'Set[str]':
-        """Return those of `blobs` that any repository has a link to."""
-        sought = frozenset(blobs)
-        marked = sought.intersection(signatures)
         names = self.repository_names() if sought else []
-        return set().union(*self.each(
-            lambda name: sought.intersection(list(self.links_to(name, sought, marked))), names))
+        return set().union(*self.workers.each(links, names, 'Looking for links'))
 
-    def holds_a_blob(self) -> bool:
-        """Tell whether any blob is stored at all."""
-        return any(self.exists(self.blob(digest) + '/data')
-                   for folder in self.blob_folders() for digest in self.blobs_in(folder))
-
-    def blob_folders(self) -> 'List[str]':
-        """Return the folders that hold blobs, as '<alg>/<first 2 hex>'."""
-        return [algorithm + '/' + prefix for algorithm in self.folders(self.blobs)
-                for prefix in self.folders(self.blobs + '/' + algorithm)]
-
-    def stored_blobs(self, used: 'AbstractSet[str]' = frozenset()) -> 'Dict[str, int]':
-        """Return the size of each blob that is stored and not `used`, in any order."""
-        sizes: Dict[str, int] = {}
-        for found in self.parts(lambda folders: self.sizes(
-                [digest for digests in self.each(self.blobs_in, folders) for digest in digests
-                 if digest not in used]), self.blob_folders()):
-            sizes.update(found)
-        return sizes
-
-    def blobs_in(self, folder: str) -> 'List[str]':
-        """Return the digests of the blobs in one of the blob_folders()."""
-        digests = self.digests_of(self.blobs + '/' + folder, folder.partition('/')[0])
-        start = folder.replace('/', ':')
-        return [digest for digest in digests if digest.startswith(start)]
-
-    def size(self, digest: str) -> 'Optional[int]':
+    def size(self, digest: str) -> Optional[int]:
         """Return the bytes that removing the blob frees, None when it is not stored."""
         path = self.blob(digest)
         try:
-            for part in (path, path + '/data'):
-                status = os.lstat(part)
-                if stat.S_ISLNK(status.st_mode):
-                    return 0  # the link goes, what it leads to stays
-        except FileNotFoundError:
+            status = os.lstat(path)
+            if not stat.S_ISLNK(status.st_mode):
+                status = os.lstat(path + '/data')
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        return status.st_size if path not in self.gone else None
+        return status.st_size if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else 0
 
-    def sizes(self, digests: 'List[str]') -> 'Dict[str, int]':
-        """Return the size of each of these blobs that is stored."""
-        found = zip(digests, self.each(self.size, digests, lambda: 'Measuring blobs'))
-        return {digest: size for digest, size in found if size is not None}
+    def has_links(self, name: str, below: str) -> bool:
+        """Tell whether a repository has a link in `below`, _layers or _manifests/revisions."""
+        return any(blob is not None for blob in self.links_in(self.place(name, below)).values())
 
-    def empty_folders(self) -> 'List[str]':
-        """Return the folders that hold nothing, each before its parent.
+    def holds_a_blob(self) -> bool:
+        """Tell whether any blob is stored at all.  Refuses the disk of a MinIO server."""
+        for algorithm in filter(ALGORITHMS.__contains__, self.folders(self.blobs)):
+            for two in self.folders(f'{self.blobs}/{algorithm}'):
+                for digits in self.folders(f'{self.blobs}/{algorithm}/{two}'):
+                    path = f'{self.blobs}/{algorithm}/{two}/{digits}/data'
+                    if os.path.lexists(path + '/xl.meta'):
+                        raise RegistryCleanerError(
+                            f"'{path}' is a folder with 'xl.meta': this is the disk of a MinIO "
+                            'server. Nothing was deleted. Mount its bucket (rclone mount), and '
+                            'work on that')
+                    if os.path.lexists(path):
+                        return True
+        return False
 
-        What the registry needs of a repository that has a tag or a manifest stays, empty or not.
+
+# -- What other processes are ---------------------------------------------------------------------
+
+def settings(proc: str, words: List[str]) -> List[str]:
+    """Return what a registry's environment says, and what its configuration file says, as YAML."""
+    lines = [line.partition('=')[::2] for line in peek(proc + '/environ').split('\0')]
+    told = '\n'.join(': '.join(name.lower().split('_')[1:]) + ': ' + value
+                     for name, value in lines if name.startswith('REGISTRY_'))
+    files = [word for word in words if not word.startswith('-')]
+    files += [value for name, value in lines if name == 'REGISTRY_CONFIGURATION_PATH']
+    text = re.sub(r'(?m)(^|\s)#.*', '', peek(seen(proc, files[0])) if files else '')
+    if not {'REGISTRY_STORAGE', 'REGISTRY_STORAGE_MAINTENANCE'}.isdisjoint(dict(lines)):
+        text = text.replace('maintenance', '')  # such a variable replaces the whole section
+    return [told, text]
+
+
+def seen(proc: str, path: str) -> str:
+    """Return where we see the `path` of another process, which may be in a container."""
+    return f'{proc}/root{path}' if path.startswith('/') else f'{proc}/cwd/{path}'
+
+
+def peek(path: str) -> str:
+    """Return the text of another process's file: 1 MiB at most, '' if it is no regular file."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return ''
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as file:
+            return os.fsdecode(file.read(1 << 20))
+    except PermissionError:
+        raise
+    except (OSError, ValueError):  # it has ended, or there is no such file
+        return ''
+
+
+def values(key: str, told: Iterable[str]) -> List[str]:
+    """Return the values that `key` may have in the first of the texts that names it."""
+    for text in [told] if isinstance(told, str) else told:
+        lines = re.findall(key + r'[\'"]?\s*:\s*(?:[>|]-?\s*)?(\S.*)', text)
+        if lines:
+            return [value.strip('\'" \t') for line in lines
+                    for value in (line, re.split('[,}]', line)[0])]
+    return []
+
+
+def read_only_mode(text: str) -> Optional[bool]:
+    """Tell whether a configuration turns read-only mode on or off; None if it says nothing."""
+    end = r'[\'"]?\s*:\s*\{?\s*[\'"]?'
+    found = re.search(
+        r'(?m)(^[ \t]*|)[\'"]?maintenance[\'"]?\s*?:(?:[ \t]*\n(?:\1[ \t]+\S.*\n)*?\1[ \t]+|'
+        r'\s*\{?\s*)[\'"]?readonly' + end + 'enabled' + end + r'(\w+)', text)
+    return found.group(2).lower() in ('true', 'yes', 'on') if found else None
+
+
+def same_folder(path: str, folder: str) -> bool:
+    """Tell whether `path` is this very folder.  Raises PermissionError."""
+    try:
+        return os.path.samefile(path, folder)
+    except PermissionError:
+        raise
+    except (OSError, ValueError):
+        return False
+
+
+# == Part 1: all that can harm an image ==
+
+# -- The guard: a second look at every plan -------------------------------------------------------
+
+class Fault(RegistryCleanerError):
+    """What the guard found in a plan."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f'This is a fault in this program: {what}. Nothing was deleted. Please '
+                         'report it, with the command and the output of the same with -n -v')
+
+
+def guard(store: Store, request: Request, plan: Plan) -> Dict[str, List[Set[Tuple[str, str]]]]:
+    """Look at the disk again, and raise RegistryCleanerError unless `plan` harms nothing there.
+
+    Returns what stays of each repository in the plan, and what there is: tags with their digests,
+    and manifests.
+    """
+    names = set(store.repository_names())
+    refuse_unsafe_ground(store, names, request.garbage)
+    going: Dict[str, List[Reference]] = {}
+    for reference in plan.references:
+        going.setdefault(reference.repository, []).append(reference)
+        kind = KINDS.get(reference.kind)
+        if not (kind and re.fullmatch(kind.item, reference.item) and reference.repository in names
+                and (reference.kind == 'entry') == bool(re.fullmatch(TAG, reference.tag))):
+            raise Fault(f"'{reference}' is no place in the store")
+    images, excluded = Words(request.images, names), Words(request.excluded, names, True)
+    require_one_name(store, names, going)
+
+    def look(name: str) -> List[Set[Tuple[str, str]]]:
+        repository = store.repository(name)
+        require_named(repository, going[name], () if request.untagged else images.of(name),
+                      excluded.of(name))
+        return [require_unneeded(repository, going[name], plan.blobs),
+                standing(repository, repository.manifests)]
+
+    staying = dict(zip(going, store.workers.each(look, list(going), 'Looking again', large=True)))
+    for blob in store.linked(plan.blobs, going):
+        raise Fault(f'{blob} would go, and a repository has a link to it')
+    for link in sorted(store.links):
+        refuse_second_name(store, link)
+    return staying
+
+
+def require_named(repository: Repository, going: List[Reference], images: Sequence[Image],
+                  excluded: Sequence[Image]) -> None:
+    """Rule 1: only what was named goes.  `images` and `excluded` are words for the repository."""
+    tags = {tag: read.digest for tag, read in repository.tags.items()}
+    referrers = repository.referrers()
+    named = named_tags(images, tags, referrers, repository.manifests)
+    kept = named_tags(excluded, tags)
+    manifests, leaving = repository.going(going, 'manifest'), repository.going(going, 'tag')
+    whole = bool(repository.going(going, 'repository'))
+    left = (tags.keys() - leaving, repository.manifests.keys() - manifests - repository.going(
+        going, 'layer'), set(repository.uploads) - repository.going(going, 'upload'))
+    for tag in tags if whole else leaving & tags.keys():
+        if tag in kept or tag not in named and referrers.get(tag) not in manifests:
+            raise Fault(f'tag {repository.name}:{tag} would go, and no word names it')
+    if whole and any(left) and (excluded or not any(image.whole for image in images)):
+        raise Fault(f'repository {repository.name} would go, and no word names it')
+    if any(image.whole or image.digest in manifests for image in excluded):
+        raise Fault(f'something of {repository.name} would go, and it is excluded')
+
+
+def require_unneeded(repository: Repository, going: List[Reference],
+                     blobs: Mapping[str, int]) -> Set[Tuple[str, str]]:
+    """Rule 2: what stays names nothing that goes, link or blob.  Returns what stays."""
+    name, tags = repository.name, repository.tags
+    whole = bool(repository.going(going, 'repository'))
+    leaving, layers = repository.going(going, 'tag'), repository.going(going, 'layer')
+    manifests = repository.going(going, 'manifest')
+    gone = manifests | layers
+    staying = set() if whole else {digest for digest in repository.manifests if digest not in (
+        manifests if repository.revisions.get(digest) is not None else layers)}
+    faults = [f'manifest {digest}: {repository.manifests[digest].fault}' for digest in staying
+              if repository.manifests[digest].fault]
+    for digest in staying:
+        needed = {digest, *repository.manifests[digest].names}
+        stored = {links.get(one) for links in (repository.revisions, repository.layers)
+                  for one in needed}
+        if not (needed - {digest}).isdisjoint(gone) or not blobs.keys().isdisjoint(stored):
+            raise Fault(f'{name}@{digest} stays, and would lose what it names')
+    for tag in [] if whole else tags.keys() - leaving:
+        digest, history = tags[tag].digest, tags[tag].history
+        faults += [f'tag {tag}: {tags[tag].fault}'] if tags[tag].fault else []
+        entries = {item for kind, _, item, of in going if kind == 'entry' and of == tag}
+        reached = {digest} if digest else set(history) or repository.manifests.keys()
+        if reached & gone & repository.manifests.keys() or not digest and (
+                entries & repository.manifests.keys()):
+            raise Fault(f'tag {name}:{tag} stays, and would lose its manifest')
+    for digest, blob in {} if whole else repository.layers.items():
+        if digest not in layers and blob is not None and (not blob or blob in layers):
+            faults.append(f'layer link {digest} needs another one')
+    if faults and going:
+        raise Fault(f'{name} stays as it is, since nobody knows what it needs ({faults[0]})')
+    for item in repository.going(going, 'leftover'):
+        links = repository.layers if item.startswith('_layers') else repository.revisions
+        is_tag = item.startswith('_manifests/tags/')
+        if is_tag and item[16:] in tags or links.get(':'.join(item.split('/')[-2:])) is not None:
+            raise Fault(f'{name}/{item} would go, and has a link')
+    return standing(repository, staying, tags if whole else leaving)
+
+
+def standing(repository: Repository, manifests: Iterable[str], leaving: Iterable[str] = ()
+             ) -> Set[Tuple[str, str]]:
+    """Return these manifests, and the tags with their digests that are not `leaving`."""
+    return {(digest, '') for digest in manifests} | {
+        (tag, read.digest) for tag, read in repository.tags.items() if tag not in leaving}
+
+
+def require_one_name(store: Store, names: Iterable[str], touched: Iterable[str]) -> None:
+    """Refuse when a repository that the plan touches has a second name, by a link or a mount."""
+    places: Dict[Tuple[int, int], str] = {}
+    for name, status in zip(names, store.workers.each(os.stat, map(store.place, names))):
+        other = places.setdefault((status.st_dev, status.st_ino), name)
+        if other != name and not {name, other}.isdisjoint(touched):
+            raise RegistryCleanerError(
+                f"'{store.place(other)}' and '{store.place(name)}' are the same folder. Nothing "
+                'was deleted. Replace one by a copy, or remove it')
+
+
+def refuse_second_name(store: Store, link: str) -> None:
+    """Refuse when a symbolic link, met on the way, leads to a place inside the store."""
+    first = os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)))
+    insides = {path for top in (store.v2, store.repositories, store.blobs)
+               for path in (top, os.path.realpath(top))}
+    is_repository = not set(PARTS) & set(link[len(store.repositories):].split('/'))
+    for target in () if is_repository else (first, os.path.realpath(link)):
+        if any(target == top or target.startswith(top + '/') for top in insides):
+            raise RegistryCleanerError(
+                f"'{link}' and '{target}' are the same by a symbolic link. Nothing was deleted. "
+                'Replace the link by a copy, or remove it')
+
+
+# -- The removal: set aside, put back, commit, free -----------------------------------------------
+
+class Signals:
+    """SIGINT and SIGTERM end at once what only reads, and are asked for where anything changes."""
+
+    number = 0
+    at_once = True
+
+    def catch(self, number: int, frame: Any) -> None:
+        """Handle a signal."""
+        self.number = number
+        if self.at_once:
+            raise KeyboardInterrupt
+
+
+class Account:
+    """What a removal has done."""
+
+    def __init__(self) -> None:
+        self.skipped: Dict[str, str] = {}  # repository -> why it was left as it was
+        self.failed: List[Tuple[str, str]] = []  # path, and why it could not be removed
+        self.blobs: Dict[str, int] = {}  # those deleted, with the bytes that this freed
+        self.folders: List[str] = []  # empty ones that are gone
+        self.put_back = False  # it was interrupted before anything was final
+        self.unfinished = False  # it was interrupted later
+
+    def fail(self, error: OSError, path: str) -> None:
+        """Note that something could not be removed."""
+        self.failed.append((error.filename or path, error.strerror or str(error)))
+
+
+class Removal:
+    """Removes references and blobs: the one place that changes the store."""
+
+    def __init__(self, store: Store, signals: Signals) -> None:
+        self.store, self.signals = store, signals
+        self.aside, self.gone, self.kept, self.probe = (
+            f'{store.repositories}/{OWN}{end}' for end in ('aside', 'gone', 'kept', 'probe'))
+        self.account = Account()
+
+    def recover(self) -> None:
+        """Put back what an interrupted run had set aside, or finish what it had committed."""
+        self.signals.at_once = False
+        if os.path.lexists(self.aside):
+            log.warning('An earlier run was interrupted before anything was final. What it had set '
+                        'aside is put back')
+            self.put_back_all()
+        left = [entry.path for entry in self.store.entries(self.store.repositories)
+                if entry.name.startswith(OWN + 'gone')]
+        if left:
+            log.warning('An earlier run was interrupted. What it had decided is finished first')
+            self.free(left)
+        self.signals.at_once = True
+
+    def carry_out(self, request: Request, plan: Plan) -> None:
+        """Remove what `plan` names.  Raises RegistryCleanerError if the guard refuses it."""
+        if request.dry_run or os.path.lexists(self.aside):
+            raise Fault('this is a dry run, or an earlier run has not been put back')
+        staying = guard(self.store, request, plan)
+        real = self.renames_are_moves() if staying else True
+        self.signals.at_once = False
+        parts: Dict[str, List[Reference]] = {name: [] for name in staying}
+        for kind in KINDS:
+            for reference in plan.references:
+                if reference.kind == kind:
+                    parts[reference.repository].append(reference)
+        direct = self.store.workers.each(
+            lambda name: real and self.set_aside(name, parts[name], *staying[name]), parts,
+            'Setting aside')
+        if self.signals.number:
+            self.account.put_back = True
+            return self.put_back_all()
+        if os.path.lexists(self.aside):
+            self.commit()
+        left = [name for name, done in zip(parts, direct) if not done]
+        if left:
+            log.warning('There is no room or no way to set %d repositories aside: what goes of '
+                        'them is removed at once, without a way back', len(left))
+            self.store.workers.each(lambda name: self.remove_now(name, parts[name]), left)
+            sync(self.store.repositories)
+        self.free([entry.path for entry in self.store.entries(self.store.repositories)
+                   if entry.name.startswith(OWN + 'gone')], plan.blobs)
+        self.prune(plan.folders)
+
+    def paths(self, name: str, references: List[Reference]) -> List[str]:
+        """Return what goes of a repository, in order, as places in it."""
+        if references[-1].kind == 'repository':
+            return ['_manifests', '_layers', '_uploads']
+        return [reference.written(KINDS[reference.kind].place) for reference in references]
+
+    def set_aside(self, name: str, references: List[Reference],
+                  staying: Set[Tuple[str, str]], seen: Set[Tuple[str, str]]) -> bool:
+        """Move what goes of a repository aside, all or nothing; False if only removing does it."""
+        reason, way_back = '', True
+        try:
+            for place in self.paths(name, references):
+                if self.signals.number:
+                    return True
+                source = self.store.place(name, place)
+                if os.path.lexists(source):
+                    move(source, f'{self.aside}/{name}/{place}')
+            if not (self.standing(self.store.place(name)) <= staying
+                    and self.standing(f'{self.aside}/{name}') <= seen):
+                reason = 'somebody pushes into it; stop the registry first'
+        except OSError as error:
+            way_back = error.errno not in NO_WAY_BACK
+            reason = f"cannot set aside '{error.filename}': {error.strerror}"
+        if reason:
+            all(self.put_back(f'{self.aside}/{name}/{part}', self.store.place(name, part))
+                for part in PARTS)
+            if way_back:
+                self.account.skipped[name] = reason + '. It was left as it was'
+        return way_back
+
+    def standing(self, folder: str) -> Set[Tuple[str, str]]:
+        """Return the tags in a repository's folder with their digests, and its manifests."""
+        top = folder + '/_manifests/tags'
+        revisions = self.store.links_in(folder + '/_manifests/revisions')
+        return {(digest, '') for digest, blob in revisions.items() if blob is not None} | {
+            (tag, digest) for tag in self.store.folders(top) if re.fullmatch(TAG, tag)
+            for digest in self.store.read_link(f'{top}/{tag}/current')[:1] if digest is not None}
+
+    def put_back(self, source: str, place: str) -> bool:
+        """Move `source` back to `place`.  What is there by now stays, and nothing is overwritten.
+
+        In a repository, layers come first and tags last: after a failure, nothing that needs it.
         """
-        level = [self.v2] + [top for top in (self.repositories, self.blobs) if os.path.islink(top)]
-        walk: List[str] = []
-        held: Dict[str, int] = {}
-        while level:
-            walk += level
-            listed = list(self.each(self.entries, level))
-            held.update(zip(level, map(len, listed)))
-            level = subfolders(chain.from_iterable(listed))
-        for path in reversed(walk[1:]):
-            if not held[path]:
-                held[os.path.dirname(path)] -= 1
-        stay = {self.v2, self.repositories, self.blobs}
-        for path in walk:
-            if path.endswith('/_manifests') and held[path]:
-                stay.update((path + '/tags', path + '/revisions', path[:-10] + '_layers'))
-        return [path for path in reversed(walk) if not held[path] and path not in stay]
+        done = True
+        try:
+            if not os.path.lexists(source):
+                return True
+            if not os.path.lexists(place):
+                move(source, place)
+            elif os.path.isdir(source) and not os.path.islink(source) and os.path.isdir(place):
+                for name in sorted(os.listdir(source)):
+                    if done or set(PARTS).isdisjoint([*source.split('/'), name]):
+                        done = self.put_back(f'{source}/{name}', f'{place}/{name}') and done
+                with contextlib.suppress(OSError):
+                    os.rmdir(source)
+            elif os.path.isdir(source) or os.path.isdir(place):
+                raise OSError(errno.EEXIST, 'a folder and a file have this name', place)
+            else:
+                os.unlink(source)
+            return done
+        except OSError as error:
+            self.account.fail(error, place)
+            return False
+
+    def put_back_all(self) -> None:
+        """Put back all that is aside; what cannot go back is kept in a folder that no run reads."""
+        self.put_back(self.aside, self.store.repositories)
+        if os.path.lexists(self.aside):
+            os.rename(self.aside, free_name(self.kept))
+
+    def commit(self) -> None:
+        """Make the deletion final: from here on what is aside is gone."""
+        sync(self.store.repositories)
+        try:
+            os.rename(self.aside, free_name(self.gone))
+        except OSError as error:
+            self.put_back_all()
+            raise RegistryCleanerError(
+                f"Cannot rename '{self.aside}': {error.strerror}. Nothing was deleted")
+        sync(self.store.repositories, only_itself=True)
+
+    def renames_are_moves(self) -> bool:
+        """Tell whether a folder can be set aside: on a mounted bucket, renames copy and merge."""
+        try:
+            remove(self.probe)
+            os.makedirs(self.probe + '/full/folder')
+            os.mkdir(self.probe + '/empty')
+            os.rename(self.probe + '/empty', self.probe + '/full')
+            return False
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+        finally:
+            with contextlib.suppress(OSError):
+                remove(self.probe)
+
+    def remove_now(self, name: str, references: List[Reference]) -> None:
+        """Remove what goes of a repository, in order, and stop where something cannot be."""
+        whole = references[-1].kind == 'repository'
+        for place in ['_manifests/tags'] * whole + self.paths(name, references):
+            try:
+                if self.signals.number:
+                    self.account.unfinished = True
+                    return
+                remove(self.store.place(name, place))
+            except OSError as error:
+                return self.account.fail(error, self.store.place(name, place))
+        if whole:
+            with contextlib.suppress(OSError):
+                os.rmdir(self.store.place(name))
+
+    def free(self, folders: List[str], blobs: Optional[Iterable[str]] = None) -> None:
+        """Delete the `blobs`, by default those of the links in `folders`, that nothing links.
+
+        Then these folders, what an interrupted run has left among them.
+        """
+        candidates, leaves, repositories = set(blobs or ()), [], set()
+        todo = list(folders)
+        for path in todo:  # grows as it goes
+            for entry in self.store.entries(path):
+                kind, algorithm = path.split('/')[-2:]
+                digest = f'{algorithm}:{entry.name}'
+                if not entry.is_dir(follow_symlinks=False):
+                    continue
+                if not is_digest(digest):
+                    todo.append(entry.path)
+                    if entry.name in PARTS:
+                        repositories.add(path)
+                elif kind in ('_layers', 'revisions'):
+                    leaves.append(entry.path)
+                    if blobs is None and os.path.lexists(entry.path + '/link'):
+                        candidates.add(digest if algorithm == 'sha256' else
+                                       self.store.read_link(entry.path)[0] or digest)
+        unlinked = sorted(candidates - self.store.linked(candidates))
+        self.store.workers.each(self.delete_blob, unlinked, 'Deleting blobs')
+        if self.account.unfinished or self.account.failed:
+            return  # the next run finds what is left by the links
+        self.store.workers.each(self.delete, leaves, 'Removing links')
+        for folder in folders:
+            self.delete(folder)
+        for path in repositories:
+            name = path[len(self.store.repositories):].split('/', 2)[2]
+            with contextlib.suppress(OSError):  # others lie below it, or it is a mount point
+                os.rmdir(self.store.place(name))
+
+    def delete_blob(self, digest: str) -> None:
+        """Delete a blob that nothing links."""
+        self.account.unfinished = self.account.unfinished or bool(self.signals.number)
+        try:
+            size = None if self.account.unfinished else self.store.size(digest)
+            if size is not None:
+                remove(self.store.blob(digest), 'data')
+                self.account.blobs[digest] = size
+        except OSError as error:
+            self.account.fail(error, self.store.blob(digest))
+
+    def delete(self, path: str) -> None:
+        """Remove a folder of what is gone."""
+        try:
+            if self.signals.number:
+                self.account.unfinished = True
+            else:
+                remove(path)
+        except OSError as error:
+            self.account.fail(error, path)
+
+    def prune(self, folders: List[str]) -> None:
+        """Remove empty folders, but for those that a repository with a tag or manifest needs."""
+        for path in folders:
+            above, _, name = path.rpartition('/')
+            if above.endswith('/_manifests') or name == '_layers':
+                manifests = above if name != '_layers' else above + '/_manifests'
+                if any(self.store.entries(f'{manifests}/{part}') for part in (
+                        'tags', 'revisions')):
+                    continue
+            if not path.startswith((self.store.repositories + '/', self.store.blobs + '/')):
+                raise Fault(f"'{path}' is no folder of the store")
+            try:
+                if self.signals.number:
+                    self.account.unfinished = True
+                    return
+                os.rmdir(path)
+                self.account.folders.append(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
+                    self.account.fail(error, path)
 
 
-# -- The plan: pure decisions ---------------------------------------------------------------------
-
-class Request(NamedTuple):
-    """What the operator asks of a run, or of one repository in it."""
-
-    images: Tuple[Image, ...] = ()
-    excluded: Tuple[Image, ...] = ()  # never delete what these name
-    untagged: bool = False  # of the images, which are repositories, only what no tag reaches
-    garbage: bool = False  # in the whole registry, what nothing uses
-    prune: bool = False  # empty folders
-    keep_last: Optional[int] = None  # of the tags that each image selects in a repository
-    older_than: Optional[float] = None  # select only tags pushed so many seconds ago, or more
+def move(source: str, target: str) -> None:
+    """Rename a folder, or a file, to a place whose parents are made."""
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    os.rename(source, target)
 
 
-class Reference(NamedTuple):
-    """One thing to remove from a repository."""
-
-    kind: str  # one of KINDS
-    repository: str
-    name: str = ''  # the tag, the digest, the upload or the leftover's folder
-    tag: str = ''  # of a history entry
-
-
-# In the order of removal, which keeps every tag that resolves complete at every moment.
-# An index goes before the manifests, its children among them; an alias, a layer link under another
-# algorithm, before the sha256 link that it needs.  A leftover is a folder that has lost its link.
-KINDS = ('tag', 'entry', 'index', 'manifest', 'alias', 'layer', 'leftover', 'upload', 'repository')
-MANIFESTS = ('index', 'manifest')
-LAYERS = ('alias', 'layer')
+def remove(path: str, file: str = 'link') -> None:
+    """Remove a folder for good, which most often holds one `file`; a symbolic link, not entered."""
+    if os.path.islink(path):
+        return os.unlink(path)
+    try:
+        os.unlink(f'{path}/{file}')
+        os.rmdir(path)
+    except OSError:
+        if os.path.lexists(path):
+            shutil.rmtree(path)
 
 
-def names_in(references: 'Iterable[Reference]', *kinds: str) -> 'Set[str]':
-    """Return the names in those of `references` that are of these kinds."""
-    return {name for kind, _, name, _ in references if kind in kinds}
+def drop_archive(path: str) -> None:
+    """Remove an archive of this run that is of no use."""
+    os.unlink(path)
 
 
-class Plan(NamedTuple):
-    """What a run removes, in this order.  The account of what it has removed is a plan too."""
-
-    references: List[Reference] = []
-    blobs: Dict[str, int] = {}  # digest -> size in bytes
-    folders: List[str] = []  # empty folders, each before the one that holds it
-    signatures: List[str] = []  # those of the blobs that may be signatures of a manifest
-    staying: Dict[str, AbstractSet[str]] = {}  # repository -> its revisions that stay
-    owners: Dict[str, str] = {}  # manifest or blob -> the image that it is reported with
-    warnings: List[str] = []
-    failed: List[Tuple[str, str]] = []  # path, and why it could not be removed
+def free_name(path: str) -> str:
+    """Return `path`, or with the next number that nothing is called by."""
+    number = 1
+    while os.path.lexists(path if number == 1 else f'{path}.{number}'):
+        number += 1
+    return path if number == 1 else f'{path}.{number}'
 
 
-def reach(start: 'Iterable[str]', edges: 'Mapping[str, Iterable[str]]',
-          avoid: AbstractSet[str] = frozenset()) -> 'Set[str]':
-    """Return all nodes that a walk along `edges` from `start` meets, never entering `avoid`."""
-    met: Set[str] = set()
-    todo = list(start)
+def sync(folder: str, only_itself: bool = False) -> None:
+    """Let the file system of `folder` write down what was changed."""
+    import ctypes  # takes longer than many a run
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if only_itself:
+            os.fsync(descriptor)
+        elif ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    except AttributeError:
+        os.sync()
+    except OSError as error:
+        log.warning("Cannot sync '%s': %s", folder, error.strerror)
+    finally:
+        os.close(descriptor)
+
+
+# -- The ground: a store of its own, at rest ------------------------------------------------------
+
+@contextlib.contextmanager
+def safe_ground(v2: str, workers: Workers, request: Request, signals: Signals
+                ) -> Iterator[Removal]:
+    """Yield what removes, while no other run and no registry here is at work on the store."""
+    descriptor = os.open(v2, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise RegistryCleanerError(
+            f"Another run is at work on '{v2}'. Nothing was deleted. Wait for its end")
+    except OSError as error:  # a network file system may be unable to
+        log.warning("Cannot lock '%s': %s. Make sure that no other run is at work on it", v2,
+                    error.strerror)
+    try:
+        refuse_running_registry(v2, request.read_only)
+        yield Removal(Store(v2, workers), signals)
+    finally:
+        os.close(descriptor)
+
+
+def unfinished(v2: str) -> bool:
+    """Tell whether an interrupted run has left something aside, which the next one puts back."""
+    return os.path.lexists(f'{v2}/repositories/{OWN}aside')
+
+
+def refuse_unsafe_ground(store: Store, names: Iterable[str], garbage: bool) -> None:
+    """Refuse a store whose tags are elsewhere, or which is only half there."""
+    mark = os.path.dirname(store.v2) + '/lockfiles/database-in-use'
+    if os.path.lexists(mark):
+        raise RegistryCleanerError(
+            f"'{mark}' says that this registry (GitLab) keeps its tags in a database: the disk "
+            'does not tell what is in use. Nothing was deleted. Delete images with that registry')
+    some = store.holds_a_blob()
+    if not some and any(store.has_links(name, '_manifests/revisions') for name in names):
+        raise RegistryCleanerError(
+            f"There are images in '{store.repositories}', but '{store.blobs}' holds no blob at "
+            'all: is a disk not mounted? Nothing was deleted. If the blobs are really lost, delete '
+            f'the folders in {store.repositories} by hand')
+    if garbage and some and not any(store.has_links(name, below) for name in names
+                                    for below in ('_layers', '_manifests/revisions')):
+        raise RegistryCleanerError(
+            f"'{store.blobs}' holds blobs, but no repository in '{store.repositories}' links to "
+            'any: is a disk not mounted? Nothing was deleted. If they are really garbage, delete '
+            f'the folders in {store.blobs} by hand')
+
+
+def refuse_running_registry(v2: str, read_only: bool) -> None:
+    """Refuse when a registry on this machine works on the store, unless in read-only mode."""
+    processes = filter(str.isdigit, os.listdir('/proc') if os.path.isdir('/proc') else ())
+    for proc in map('/proc/{}'.format, processes):
+        try:
+            words = peek(proc + '/cmdline').rstrip('\0').split('\0')
+            name = os.path.basename(words[0])
+            old = name in ('registry', 'docker-registry', 'dockerregistry') and any(
+                word.endswith(('.yml', '.yaml')) for word in words[1:])
+            if not (words[1:2] in (['serve'], ['garbage-collect']) or old):
+                continue
+            told = settings(proc, words[1 if old else 2:])
+            if not any(same_folder(seen(proc, root) + '/docker/registry/v2', v2)
+                       for root in values('rootdirectory', told) or ['/var/lib/registry']):
+                continue
+        except PermissionError:
+            raise RegistryCleanerError(
+                f"Process {proc[6:]} ({' '.join(words)}) looks like a registry, and cannot be "
+                'looked into. Nothing was deleted. Run as root')
+        text = (f"Process {proc[6:]} ({' '.join(words)}) is a registry at work on this data. "
+                'Nothing was deleted. Stop it first')
+        if any(values('remoteurl', one) for one in told):
+            raise RegistryCleanerError(text + ': it is a cache, which writes on every pull')
+        modes = [mode for mode in map(read_only_mode, told) if mode is not None]
+        if not read_only or words[1:2] == ['garbage-collect']:
+            raise RegistryCleanerError(
+                text + ', or restart it in read-only mode and pass --read-only-registry')
+        if not modes or not modes[0]:
+            raise RegistryCleanerError(text + ': it does not run in read-only mode (storage: '
+                                       'maintenance: readonly: enabled: true)')
+
+
+# == Part 2: all that only decides ==
+
+# -- Rules: which of the named tags go ------------------------------------------------------------
+
+VERSION = r'v?([0-9]+(?:\.[0-9]+){1,3})(?:-([0-9A-Za-z.-]+))?'
+FIRST_IMAGE = 1356998400.0  # 2013, before which there were no images: older dates mean nothing
+UPLOAD_AGE = 24 * 3600  # seconds without a write after which an upload counts as given up
+WORTH_A_PROCESS = 64  # repositories
+COPIED = 600  # seconds within which all tags are pushed where a store was copied
+
+
+def version_of(tag: str) -> Optional[Tuple[Any, ...]]:
+    """Return what puts `tag` in the order of semantic versioning, None if it is no version."""
+    match = re.fullmatch(VERSION, tag)
+    if not match:
+        return None
+    numbers = tuple(map(int, match.group(1).split('.')))
+    prerelease = [(0, int(part), '') if part.isdigit() else (1, 0, part)
+                  for part in (match.group(2) or '').split('.')]
+    return numbers + (0,) * (4 - len(numbers)), match.group(2) is None, prerelease
+
+
+def parse_date(text: Any) -> Optional[float]:
+    """Return the seconds of an ISO 8601 date, None if it is none or from before all images."""
+    match = re.fullmatch(r'(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(?:Z|([+-])(\d\d):(\d\d))',
+                         text if isinstance(text, str) else '')
+    try:
+        when = float(calendar.timegm(time.strptime(match.group(1), '%Y-%m-%dT%H:%M:%S'))
+                     ) if match else 0.0
+    except ValueError:
+        return None
+    if match and match.group(2):
+        offset = int(match.group(3)) * 3600 + int(match.group(4)) * 60
+        when += offset if match.group(2) == '-' else -offset
+    return when if when >= FIRST_IMAGE else None
+
+
+def read_document(store: Store, blob: Optional[str]) -> Dict[str, Any]:
+    """Return a JSON object of the store; an empty one if it cannot be read."""
+    try:
+        found = store.read(store.blob(blob) + '/data', MANIFEST_LIMIT) if blob else None
+        document = json.loads(found[0].decode('utf-8', 'replace')) if found else None
+    except (OSError, ValueError, RecursionError):
+        document = None
+    return document if isinstance(document, dict) else {}
+
+
+def created(store: Store, repository: Repository, digest: str) -> Optional[float]:
+    """Return when an image was made, in seconds: of an index, its newest child; None if unknown."""
+    dates = []
+    todo, met = [digest], set()  # type: List[str], Set[str]
     while todo:
-        node = todo.pop()
-        if node not in met and node not in avoid:
-            met.add(node)
-            todo.extend(edges.get(node, ()))
-    return met
+        digest = todo.pop()
+        if digest in met or digest not in repository.manifests:
+            continue
+        met.add(digest)
+        document = read_document(store, blob_of(repository, digest))
+        config, history = document.get('config'), document.get('history')
+        if isinstance(config, dict) and isinstance(config.get('digest'), str) and (
+                is_digest(config['digest'])):
+            blob = blob_of(repository, config['digest']) or config['digest']
+            dates.append(parse_date(read_document(store, blob).get('created')))
+        if isinstance(history, list) and history and isinstance(history[0], dict):
+            with contextlib.suppress(ValueError, TypeError, AttributeError):
+                dates.append(parse_date(json.loads(history[0]['v1Compatibility']).get('created')))
+        todo += repository.manifests[digest].names
+    return max((date for date in dates if date is not None), default=None)
 
 
-def tag_node(tag: str) -> str:
+def blob_of(repository: Repository, digest: str) -> Optional[str]:
+    """Return the blob that the repository's link of `digest` stands for."""
+    return repository.revisions.get(digest) or repository.layers.get(digest)
+
+
+def span(seconds: float) -> str:
+    """Return a length of time in words."""
+    for unit, length in (('day', 86400), ('hour', 3600), ('minute', 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f'{count} {unit}{"s" * (count != 1)}'
+    return 'a moment'
+
+
+def chosen_tags(store: Store, repository: Repository, images: Iterable[Image], spared: Set[str],
+                request: Request, now: float) -> Tuple[Set[str], Dict[str, str]]:
+    """Return the tags that `images` select, and those that the rules keep, each with the reason.
+
+    The `spared` ones, which are excluded, take no place.  A tie at the cut is kept.
+    """
+    tags = {tag: read.digest for tag, read in repository.tags.items()}
+    referrers = repository.referrers()
+    if request.keep_last is None and request.older_than is None:
+        return named_tags(images, tags, referrers, repository.manifests) - spared, {}
+    chosen: Set[str] = set()
+    kept: Dict[str, str] = {}
+    times: Dict[str, Any] = {}
+    for image in images:
+        found = named_tags([image], tags, referrers, repository.manifests) - spared
+        for tag in found - times.keys():
+            times[tag] = (version_of(tag) if request.by == 'version' else
+                          created(store, repository, tags[tag]) if request.by == 'created' else
+                          repository.tags[tag].pushed)
+        ranked = sorted(times[tag] for tag in found if times[tag] is not None)
+        last = ranked[-request.keep_last:][:1] if request.keep_last else []
+        for tag in found:
+            when = times[tag]
+            said = '' if request.by == 'version' or when is None else (
+                f'{request.by} {span(now - when)} ago: ')
+            if when is None:
+                kept[tag] = 'it has no version' if request.by == 'version' else 'it has no date'
+            elif last and when >= last[0]:
+                kept[tag] = f'{said}one of the last {request.keep_last}'
+            elif request.older_than is not None and when >= now - request.older_than:
+                kept[tag] = f'{said}not older than {span(request.older_than)}'
+            else:
+                chosen.add(tag)
+    return chosen, {tag: why for tag, why in kept.items() if tag not in chosen}
+
+
+def may_be_copied(repository: Repository, request: Request) -> bool:
+    """Tell whether a rule by push time is asked of a repository whose tags look copied."""
+    times = [tag.pushed for tag in repository.tags.values() if tag.pushed is not None]
+    return (request.by == 'pushed' and (request.keep_last, request.older_than) != (None, None)
+            and len(times) >= 5 and max(times) - min(times) <= COPIED)
+
+
+# -- What reaches what in a repository ------------------------------------------------------------
+
+ANYTHING = '*'  # the node of whatever a broken tag without a history may have stood for
+
+
+def node(tag: str) -> str:
     """Return the node that stands for a tag among the digests of its repository."""
-    return ':' + tag
+    return '/' + tag
 
 
-class Graph(NamedTuple):
-    """What reaches what in one repository.  Nodes are digests, and tags as tag_node() writes."""
+class Graph:
+    """What each tag and manifest of a repository reaches, and which manifests need its layers."""
 
-    edges: Dict[str, List[str]]
-    reached_by: Dict[str, List[str]]  # the same edges backwards
-    referrer_tags: AbstractSet[str]
-    users: Mapping[str, int]  # layer link -> how many manifests need it
-
-
-def make_graph(repository: Repository, referrers: bool = True) -> Graph:
-    """Return what each tag and each manifest of `repository` reaches in one step.
-
-    A tag reaches its manifest, a broken one whatever it may have stood for, and a manifest its
-    children: what a pull needs.  With `referrers` a manifest reaches whatever names it as subject,
-    and its referrer tags, too.
-    """
-    manifests, tags = repository.manifests, repository.tags
-    edges = {digest: [child for child in manifest.children if child in manifests]
-             for digest, manifest in manifests.items()}
-    everything = list(manifests)
-    for tag in tags:
-        named = (tags[tag].digest,) if tags[tag].digest else tags[tag].history
-        edges[tag_node(tag)] = [d for d in named if d in manifests] if named else everything
-    owners: Dict[str, str] = {}
-    if referrers:
+    def __init__(self, repository: Repository) -> None:
+        self.repository = repository
+        manifests, tags = repository.manifests, repository.tags
+        self.referrers = repository.referrers()
+        self.edges: Dict[str, List[str]] = {
+            digest: [child for child in manifest.names if child in manifests]
+            for digest, manifest in manifests.items()}
         for digest, manifest in manifests.items():
-            if manifest.subject in manifests:
-                edges[str(manifest.subject)].append(digest)
-        owners = referrer_tags(repository, edges)
-        for tag, owner in owners.items():
-            edges[owner].append(tag_node(tag))
-    reached_by: Dict[str, List[str]] = {}
-    for node, reached in edges.items():
-        for other in reached:
-            reached_by.setdefault(other, []).append(node)
-    return Graph(edges, reached_by, owners.keys(), count_users(repository, manifests))
+            for subject in manifest.subjects:
+                if subject in manifests:
+                    self.edges[subject].append(digest)
+        for tag, (digest, history, *_) in tags.items():
+            named = [digest] if digest else [d for d in history if d in manifests] or [ANYTHING]
+            self.edges[node(tag)] = [d for d in named if d in manifests or d == ANYTHING]
+            if self.referrers.get(tag) in manifests:
+                self.edges[self.referrers[tag]].append(node(tag))
+        self.edges[ANYTHING] = list(manifests)
+        self.reached_by: Dict[str, List[str]] = {}
+        for one, reached in self.edges.items():
+            if one != ANYTHING or any(not tag.digest for tag in tags.values()):
+                for other in reached:
+                    self.reached_by.setdefault(other, []).append(one)
+        self.roots = {node(tag) for tag in tags if self.referrers.get(tag) not in manifests}
+        self.users = Counter(layer for digest in manifests for layer in self.layers_of(digest))
+
+    def layers_of(self, digest: str) -> Set[str]:
+        """Return the layer links that a manifest needs.
+
+        A link under another algorithm needs the one under sha256, which no manifest names.
+        """
+        layers = self.repository.layers
+        links = [link for link in (digest, *self.repository.manifests[digest].names)
+                 if layers.get(link) is not None]
+        return {*links, *[layers[link] or link for link in links]}
+
+    def reach(self, start: Iterable[str], avoid: AbstractSet[str] = frozenset(),
+              within: Optional[AbstractSet[str]] = None) -> Set[str]:
+        """Return all that a walk from `start` meets, not entering `avoid`, nor leaving `within`."""
+        met: Set[str] = set()
+        todo = list(start)
+        while todo:
+            one = todo.pop()
+            if one not in met and one not in avoid and (within is None or one in within):
+                met.add(one)
+                todo.extend(self.edges.get(one, ()))
+        return met
+
+    def loss(self, named: Set[str], seeds: Iterable[str], spared: AbstractSet[str] = frozenset()
+             ) -> Set[str]:
+        """Return the nodes that go with the `named` ones: those that only these reach, or `seeds`.
+
+        `seeds` are what the named ones reach or reached.  Where something that stays reaches a
+        node it is not looked any further, so the cost is that of what goes.
+        """
+        inside, met = set(named), set()  # type: Set[str], Set[str]
+        todo = [*named, *seeds]
+        while todo:
+            one = todo.pop()
+            stays = one not in named and (one in spared or one in self.roots or any(
+                parent in spared or parent in self.roots and parent not in named
+                for parent in self.reached_by.get(one, ())))
+            if one not in met and not stays:
+                inside.add(one)
+                todo.extend(self.edges.get(one, ()))
+            met.add(one)
+        entered = [one for one in inside - named
+                   if not inside.issuperset(self.reached_by.get(one, ()))]
+        return inside - self.reach(entered, avoid=named, within=inside)
+
+    def lost_layers(self, lost: Set[str]) -> Set[str]:
+        """Return the layer links that no manifest needs but those in `lost`."""
+        users = Counter(layer for digest in lost & self.repository.manifests.keys()
+                        for layer in self.layers_of(digest))
+        return {layer for layer, count in users.items() if count == self.users[layer]
+                and self.repository.layers.get(layer) is not None}
 
 
-def referrer_tags(repository: Repository, edges: 'Mapping[str, Iterable[str]]') -> 'Dict[str, str]':
-    """Return the referrer tags of `repository`, each with the manifest that it belongs to."""
-    owners: Dict[str, str] = {}
-    reached: Dict[str, Set[str]] = {}  # many tags of one manifest are one walk
-    for tag in repository.tags:
-        match = re.fullmatch(REFERRER_TAG, tag)
-        owner = match.group(1).replace('-', ':') if match else ''
-        if owner in repository.manifests:
-            start = repository.tags[tag].digest or tag_node(tag)
-            if start not in reached:
-                reached[start] = reach([start], edges)
-            if owner not in reached[start]:
-                owners[tag] = owner
-    return owners
+# -- The plan -------------------------------------------------------------------------------------
+
+class Verdict:
+    """What is decided of one repository."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.references: List[Reference] = []
+        self.unlinked: Set[str] = set()  # blobs that lose a link
+        self.used: Set[str] = set()  # with -g: blobs that stay linked or named
+        self.matched: Set[Image] = set()
+        self.warnings: List[str] = []
+        self.kept: List[Tuple[str, str]] = []  # tags that rules keep, and why
+        self.skipped = ''  # why it is left as it is
+        self.last_tag = ''  # whose going takes the repository with it
+        self.tags_left = 0
+        self.upload_bytes = 0
 
 
-def layers_of(repository: Repository, digest: str) -> 'Set[str]':
-    """Return the layer links that a manifest needs.
+class Choice(NamedTuple):
+    """What is decided of a request."""
 
-    A layer pushed under another algorithm has a second link, under its sha256, that no manifest
-    names: it is needed as long as the first one is.
+    plan: Plan
+    skipped: Dict[str, str]  # repository -> why it is left as it is, with commands
+    warnings: List[str]
+    kept: List[Tuple[str, str]]  # tags that rules keep, and why
+    owners: Dict[str, str]  # repository that goes with its last tag -> this, '' if it was named
+    upload_bytes: int
+
+
+class Wish(NamedTuple):
+    """What is asked of one repository."""
+
+    images: List[Image]
+    excluded: List[Image]
+    request: Request
+
+    @property
+    def bare(self) -> bool:
+        """Whether it is the whole repository, if only to look for what is untagged in it."""
+        return any(image.whole for image in self.images) or (
+            self.request.untagged and not self.request.images)
+
+
+def written(path: str) -> float:
+    """Return the mtime of a link or a blob, in seconds; now if it is gone."""
+    try:
+        return os.lstat(path).st_mtime
+    except FileNotFoundError:
+        return time.time()
+
+
+def measure_upload(store: Store, folder: str) -> Tuple[float, int]:
+    """Return the time of the last write to an upload, in seconds, and its bytes.
+
+    The mtime of a folder is nothing to go by on a mounted bucket, so it counts only without files.
     """
-    layers = repository.layers
-    links = [link for link in (digest,) + repository.manifests[digest].names if link in layers]
-    return {*links, *[layers[link] for link in links]}
+    times, size, todo = [], 0, [folder]
+    for path in todo:  # grows as it goes
+        for entry in store.entries(path):
+            if entry.is_dir(follow_symlinks=False):
+                todo.append(entry.path)
+            else:
+                status = entry.stat(follow_symlinks=False)
+                times.append(status.st_mtime)
+                size += status.st_size if status.st_nlink == 1 and not entry.is_symlink() else 0
+    return max(times, default=written(folder)), size
 
 
-def count_users(repository: Repository, digests: 'Iterable[str]') -> 'Mapping[str, int]':
-    """Return how many of the manifests `digests` need each layer link."""
-    return Counter(chain.from_iterable(layers_of(repository, digest) for digest in digests))
+def names_something(repository: Repository, image: Image) -> bool:
+    """Tell whether `image`, a word for the repository, names anything in it."""
+    if not image.tag:
+        return image.whole or image.digest in repository.manifests
+    if is_pattern(image.tag):
+        return bool(matching(image.tag, repository.tags))
+    tag = repository.tags.get(image.tag)
+    return image.digest in ('', tag.digest) if tag else (
+        image.tag in repository.no_tags and not image.digest)
 
 
-def lose(repository: Repository, graph: Graph, named: 'Set[str]', touched: 'Set[str]',
-         spared: AbstractSet[str] = frozenset()) -> 'Tuple[Set[str], Set[str]]':
-    """Return the nodes that go with the tags and manifests `named`, and the layer links.
-
-    The nodes are what is `touched`, a set that holds all that it reaches, less what something else
-    still reaches, be it `spared` or outside.  The layer links are those that only they need.
-    """
-    inside = named | touched
-    entered = [node for node in touched - named
-               if node in spared or not inside.issuperset(graph.reached_by.get(node, ()))]
-    nodes = inside - reach(entered, graph.edges, avoid=named)
-    lost = count_users(repository, nodes & repository.manifests.keys())
-    return nodes, {digest for digest, users in lost.items()
-                   if users == graph.users[digest] and digest in repository.layers}
-
-
-def what_goes_with(repository: Repository, graph: Graph, tags: 'Iterable[str]',
-                   digests: Iterable[str] = ()) -> 'Set[str]':
-    """Return all that these tags, with their history, and these manifests reach."""
-    named = set(digests).union(*(repository.tags[tag].history + (repository.tags[tag].digest or '',)
-                                 for tag in tags))
-    return reach(named & repository.manifests.keys(), graph.edges)
+def judge(store: Store, repository: Repository, wish: Wish, now: float,
+          graph: Optional[Graph] = None) -> Verdict:
+    """Return what `repository` loses.  Raises RegistryCleanerError for what must not be."""
+    verdict = Verdict(repository.name)
+    verdict.matched.update(image for image in wish.images + wish.excluded
+                           if names_something(repository, image))
+    graph = graph or Graph(repository)
+    if not any(image.whole for image in wish.excluded):
+        decide(store, graph, wish, now, verdict)
+    else:
+        verdict.tags_left = len(repository.tags.keys() - graph.referrers.keys())
+    account_for(store, graph, wish, verdict)
+    return verdict
 
 
-def parents_first(doomed: 'AbstractSet[str]', manifests: 'Mapping[str, Manifest]') -> 'List[str]':
-    """Return the manifests `doomed` in an order that puts each index before its children."""
+def decide(store: Store, graph: Graph, wish: Wish, now: float, verdict: Verdict) -> None:
+    """Add to `verdict` the references that the repository loses."""
+    repository, request = graph.repository, wish.request
+    name, tags, manifests = repository.name, repository.tags, repository.manifests
+    digests = {tag: read.digest for tag, read in tags.items()}
+    spared_tags = named_tags(wish.excluded, digests)
+    spared = {node(tag) for tag in spared_tags}
+    spared.update(image.digest for image in wish.excluded if image.digest in manifests
+                  and not image.tag)
+    bare = wish.bare
+    if request.untagged and bare and manifests and tags.keys() <= graph.referrers.keys():
+        verdict.warnings.append(
+            f"Repository '{name}' has manifests and no tag, and -u leaves it alone: its images may "
+            f'be used by digest, or their tags kept in a database. To delete it: {PROGRAM} -i '
+            f'{name}')
+        bare = False
+    whole = bare and not request.untagged and not spared
+    asked, wanted = asked_for(store, graph, wish, now, spared_tags, bare, verdict)
+    wanted -= graph.reach(spared)
+    if request.untagged:
+        spared |= young(store, repository, request, now)
+    named = ({node(tag) for tag in asked} | wanted) - spared
+    seeds = list(manifests) if bare else [
+        digest for tag in asked for digest in (tags[tag].digest, *tags[tag].history)
+        if digest in manifests]
+    lost = graph.loss(named, seeds, spared) if named or seeds else set()
+    refuse_kept_index(graph, wanted, lost)
+    verdict.references = references_of(store, graph, wish, lost, whole, bare, now, verdict)
+    warn_of_broken_tags(graph, named, seeds, spared, lost, verdict)
+    skip_if_damaged(graph, lost, verdict)
+
+
+def asked_for(store: Store, graph: Graph, wish: Wish, now: float, spared: Set[str], bare: bool,
+              verdict: Verdict) -> Tuple[Set[str], Set[str]]:
+    """Return the tags and the manifests that the words ask to delete."""
+    repository, request = graph.repository, wish.request
+    tags, manifests = repository.tags, repository.manifests
+    wanted = {image.digest for image in wish.images if image.digest in manifests
+              and not image.tag}
+    if request.untagged:
+        return set(), set()
+    if bare:
+        owned = {tag for tag, image in graph.referrers.items() if image in manifests}
+        return set(tags) - spared - (owned if spared else set()), wanted
+    by_tag = [image for image in wish.images if image.tag]
+    asked, kept = chosen_tags(store, repository, by_tag, spared, request, now)
+    verdict.kept += [(f'{repository.name}:{tag}', why) for tag, why in sorted(kept.items())]
+    if by_tag and may_be_copied(repository, request):
+        verdict.warnings.append(
+            f'The tags of {repository.name} were all pushed within ten minutes: was the store '
+            'copied? --by created goes by the date of the images')
+    return asked | {tag for tag in tags if tags[tag].digest in wanted} - spared, wanted
+
+
+def young(store: Store, repository: Repository, request: Request, now: float) -> Set[str]:
+    """Return the manifests that are too young for -u with --older-than."""
+    if request.older_than is None:
+        return set()
+    top = store.place(repository.name, '_manifests/revisions/')
+    return {digest for digest in repository.manifests if written(
+        top + digest.replace(':', '/') + '/link') > now - request.older_than}
+
+
+def refuse_kept_index(graph: Graph, wanted: Set[str], lost: Set[str]) -> None:
+    """Refuse to delete a manifest of its own when an index that stays contains it."""
+    name, manifests = graph.repository.name, graph.repository.manifests
+    for digest in sorted(wanted):
+        for parent in sorted(graph.reached_by.get(digest, ())):
+            if parent in manifests and parent not in lost and digest in manifests[parent].names:
+                above, todo = {parent}, [parent]
+                for one in todo:  # grows as it goes
+                    todo += [other for other in graph.reached_by.get(one, ()) if other not in above]
+                    above.update(graph.reached_by.get(one, ()))
+                tags = sorted(f'{name}:{one[1:]}' for one in above if one[0] == '/')
+                raise RegistryCleanerError(
+                    f'{name}@{digest} is part of the index {name}@{parent} ('
+                    f'{", ".join(tags) or "which has no tag"}), which stays. Nothing was deleted. '
+                    'Delete the index too, or leave this manifest')
+
+
+def references_of(store: Store, graph: Graph, wish: Wish, lost: Set[str], whole: bool, bare: bool,
+                  now: float, verdict: Verdict) -> List[Reference]:
+    """Return what goes with the nodes `lost`, and with -g what nothing uses."""
+    repository, request = graph.repository, wish.request
+    name, tags, manifests = repository.name, repository.tags, repository.manifests
+    kept_tags = [tag for tag in tags if node(tag) not in lost]
+    verdict.tags_left = len([tag for tag in kept_tags if tag not in graph.referrers])
+    nothing_left = not kept_tags and lost >= manifests.keys()
+    uploads = {upload: measure_upload(store, store.place(name, '_uploads', upload))
+               for upload in (repository.uploads if request.garbage or nothing_left else ())}
+    old = [upload for upload, (last, _) in uploads.items() if whole or last <= now - UPLOAD_AGE]
+    gone = nothing_left and len(old) == len(repository.uploads) and bool(
+        lost or request.garbage or bare and not request.untagged)
+    too_young = now - (request.older_than or 0.0)
+
+    def unused(digest: str) -> bool:
+        return digest not in graph.users and (request.older_than is None or written(store.place(
+            name, '_layers', digest.replace(':', '/'), 'link')) <= too_young)
+
+    linked = [digest for digest, blob in repository.layers.items() if blob is not None]
+    layers = graph.lost_layers(lost) | set(filter(unused, linked) if request.garbage else ())
+    layers -= {repository.layers[digest] or '' for digest in linked if digest not in layers}
+    layers = set(linked) if gone else layers
+    leftovers = [f'_layers/{digest}' for digest, blob in repository.layers.items() if blob is None]
+    leftovers += [f'_manifests/revisions/{digest}'
+                  for digest, blob in repository.revisions.items() if blob is None]
+    leftovers += [f'_manifests/tags/{tag}' for tag in repository.no_tags]
+    if not request.garbage:
+        leftovers = [f'_manifests/tags/{image.tag}' for image in wish.images
+                     if image.tag in repository.no_tags]
+    if old and (request.garbage or gone):
+        verdict.upload_bytes = sum(uploads[upload][1] for upload in old)
+    if gone and not bare and tags:
+        verdict.last_tag = sorted(tags)[-1]
+    return ([Reference('tag', name, tag) for tag in sorted(tags.keys() - kept_tags)]
+            + [Reference('entry', name, digest, tag) for tag in sorted(kept_tags)
+               for digest in sorted(tags[tag].entries) if digest in lost or (
+                   request.garbage and digest not in manifests and tags[tag].digest)]
+            + [Reference('manifest', name, digest) for digest in parents_first(graph, lost)
+               if repository.revisions.get(digest) is not None]
+            + [Reference('layer', name, digest)
+               for digest in sorted(layers, key=lambda digest: (digest[:6] == 'sha256', digest))]
+            + [Reference('leftover', name, folder.replace(':', '/')) for folder in leftovers
+               if not gone]
+            + [Reference('upload', name, upload) for upload in sorted(old)
+               if request.garbage or gone]
+            + [Reference('repository', name)] * gone)
+
+
+def parents_first(graph: Graph, lost: Set[str]) -> List[str]:
+    """Return the manifests in `lost` in an order that puts each index before its children."""
+    manifests = graph.repository.manifests
     ordered: List[str] = []
     met: Set[str] = set()
-    todo = [(digest, False) for digest in sorted(doomed, reverse=True)]
+    todo = [(digest, False) for digest in sorted(lost & manifests.keys(), reverse=True)]
     while todo:
         digest, children_done = todo.pop()
         if children_done:
@@ -1013,1528 +1707,1431 @@ def parents_first(doomed: 'AbstractSet[str]', manifests: 'Mapping[str, Manifest]
         elif digest not in met:
             met.add(digest)
             todo.append((digest, True))
-            todo.extend((child, False) for child in manifests[digest].children if child in doomed)
+            todo.extend((child, False) for child in manifests[digest].names
+                        if child in lost and child in manifests)
     return ordered[::-1]
 
 
-def require_readable(repository: Repository, tags: 'Iterable[str]',
-                     manifests: 'Iterable[str]') -> None:
-    """Refuse when what `tags` and `manifests`, which stay, need is unknown."""
-    for tag in tags:
-        if repository.tags[tag].fault:
-            raise RegistryCleanerError(
-                'Tag {0}:{1} stays, and cannot be read: {2}. Nothing was deleted. Repair it, or '
-                'delete it: {3} -i {0}:{1}'.format(
-                    repository.name, tag, repository.tags[tag].fault, PROGRAM))
-    faults, command = '', PROGRAM
-    for digest in sorted(manifests):
-        if repository.manifests[digest].fault:
-            faults += '\n  {}: {}'.format(digest, repository.manifests[digest].fault)
-            command += ' -i {}@{}'.format(repository.name, digest)
-    if faults:
-        raise RegistryCleanerError(
-            'What these manifests of {} need is unknown, so nothing was deleted:{}\n'
-            'Restore them, or delete them: {}'.format(repository.name, faults, command))
+def warn_of_broken_tags(graph: Graph, named: Set[str], seeds: List[str], spared: Set[str],
+                        lost: Set[str], verdict: Verdict) -> None:
+    """Say when something is kept only because nobody knows what a broken tag stood for."""
+    name, tags = graph.repository.name, graph.repository.tags
+    broken = {node(tag) for tag in tags if not tags[tag].digest and node(tag) not in lost | spared}
+    if broken and seeds:
+        more = graph.loss(named | broken, seeds, spared) - lost - broken
+        if more:
+            words = ' '.join(f'-i {name}:{one[1:]}' for one in sorted(broken))
+            verdict.warnings.append(
+                f'{len(more)} of {name} stay only since its tag {sorted(broken)[0][1:]} is broken, '
+                f'and nobody knows what it stood for. To delete the tag: {PROGRAM} {words}')
 
 
-def refuse_kept_index(repository: Repository, graph: Graph, digests: 'Iterable[str]',
-                      kept: 'Set[str]') -> None:
-    """Refuse to delete one of the manifests `digests` when an index in `kept` contains it."""
-    for digest in digests:
-        for parent in sorted(kept.intersection(graph.reached_by.get(digest, ()))):
-            if digest in repository.manifests[parent].children:
-                tags = sorted('{}:{}'.format(repository.name, tag) for tag in repository.tags
-                              if parent in reach([tag_node(tag)], graph.edges))
-                raise RegistryCleanerError(
-                    '{0}@{1} is part of the index {0}@{2} ({3}), which stays. Nothing was deleted. '
-                    'Delete the index too, or leave this manifest'.format(
-                        repository.name, digest, parent, ', '.join(tags) or 'which has no tag'))
-
-
-def selected_tags(repository: Repository, graph: Graph, image: Image) -> 'Set[str]':
-    """Return the tags that `image` names; a pattern never selects a referrer tag."""
-    tags: AbstractSet[str] = repository.tags.keys()
-    if not image.tag:
-        return set()
-    return set(matching(image.tag, tags - graph.referrer_tags if is_pattern(image.tag) else tags))
-
-
-def chosen_tags(repository: Repository, graph: Graph, wish: Request, now: float) -> 'Set[str]':
-    """Return the tags that the images of `wish` select, less those that its rules keep.
-
-    First go those that are excluded, then the `keep_last` newest of each image; of the rest those
-    stay that are not `older_than`.  A tie at the cut is kept, and so is a tag without a push time.
-    """
-    excluded = set().union(*(selected_tags(repository, graph, image) for image in wish.excluded))
-    chosen: Set[str] = set()
-    for image in wish.images:
-        tags = selected_tags(repository, graph, image) - excluded
-        if wish.keep_last is not None or wish.older_than is not None:
-            pushed = {tag: repository.tags[tag].pushed for tag in tags}
-            times = sorted(when for when in pushed.values() if when is not None)
-            before = float('inf') if wish.older_than is None else now - wish.older_than
-            if wish.keep_last:
-                before = min([before] + times[-wish.keep_last:][:1])
-            tags = {tag for tag, when in pushed.items() if when is not None and when < before}
-        chosen |= tags
-    return chosen
-
-
-def decide(repository: Repository, graph: Graph, wish: Request, now: float) -> 'List[Reference]':
-    """Return what `repository` loses when `wish` comes true; `now` is a time in seconds.
-
-    Raises RegistryCleanerError when that cannot be known or must not be.
-    """
-    name, tags, manifests = repository.name, repository.tags, repository.manifests
-    if names_whole(wish.excluded):
-        require_readable(repository, (), manifests if wish.garbage else ())
-        return []
-    bare = names_whole(wish.images)
-    spared = {tag_node(tag) for image in wish.excluded
-              for tag in selected_tags(repository, graph, image)}
-    spared.update(image.digest for image in wish.excluded if image.digest in manifests)
-    whole = bare and not wish.untagged and not spared
-    digests = {image.digest for image in wish.images if image.digest in manifests}
-    digests -= reach(spared, graph.edges)
-    chosen = chosen_tags(repository, graph, wish, now)
-    if bare and not wish.untagged:
-        chosen.update(tags if whole else tags.keys() - graph.referrer_tags)
-    asked = {tag_node(tag) for tag in tags if tag in chosen or tags[tag].digest in digests}
-    asked = (asked | digests) - spared
-    touched = (reach(manifests, graph.edges) if bare else
-               what_goes_with(repository, graph, chosen, digests)) | spared
-    lost, layers = lose(repository, graph, asked, touched, spared)
-
-    kept_tags = [tag for tag in tags if tag_node(tag) not in lost]
-    kept = manifests.keys() - lost
-    refuse_kept_index(repository, graph, digests, kept)
-    if lost or wish.garbage:
-        require_readable(repository, kept_tags, kept)
-    old_uploads = [upload for upload, written in repository.uploads.items()
-                   if whole or written <= now - UPLOAD_AGE]
-    gone = (not kept_tags and not kept and len(old_uploads) == len(repository.uploads)
-            and bool(lost or bare or wish.garbage))
-    if gone:
-        layers.update(repository.layers)
-    elif wish.garbage:
-        layers.update(repository.layers.keys() - graph.users.keys())
-    return ([Reference('tag', name, tag) for tag in sorted(tags.keys() - kept_tags)]
-            + [Reference('entry', name, digest, tag) for tag in kept_tags
-               for digest in sorted(tags[tag].entries)
-               if digest in lost or wish.garbage and digest not in manifests]
-            + [Reference('index' if manifests[digest].children else 'manifest', name, digest)
-               for digest in parents_first(manifests.keys() & lost, manifests)
-               if digest in repository.revisions]
-            + [Reference('layer' if digest.startswith('sha256:') else 'alias', name, digest)
-               for digest in sorted(layers)]
-            + [Reference('leftover', name, folder) for folder in sorted(repository.leftovers)
-               if wish.garbage and not gone]
-            + [Reference('upload', name, upload) for upload in sorted(old_uploads)
-               if wish.garbage or gone]
-            + [Reference('repository', name)] * gone)
-
-
-def what_still_goes(repository: Repository, planned: 'List[Reference]',
-                    changed: 'AbstractSet[Reference]') -> 'List[Reference]':
-    """Return what of `planned`, the plan of a run that was interrupted, may still be removed.
-
-    `changed` are the tags and manifests in it that were pushed again since then.  They stay, and so
-    does all that anything there needs now.  Raises RegistryCleanerError as decide() does.
-    """
-    planned = [reference for reference in planned if reference not in changed]
-    graph = make_graph(repository, referrers=False)
-    tags = set(map(tag_node, repository.tags.keys() & names_in(planned, 'tag')))
-    touched = repository.manifests.keys() & (
-        names_in(planned, *MANIFESTS) | names_in(planned, *LAYERS) - repository.revisions.keys())
-    lost, layers = lose(repository, graph, tags, touched)
-    kept_tags = [tag for tag in repository.tags if tag_node(tag) not in lost]
-    kept = repository.manifests.keys() - lost
-    require_readable(repository, kept_tags, kept)
-    stay = {'tag': set(kept_tags), 'index': kept, 'manifest': kept, 'entry': kept,
-            **dict.fromkeys(LAYERS, graph.users.keys() - layers)}
-    if (kept_tags or kept or repository.layers.keys() - names_in(planned, *LAYERS)
-            or repository.uploads.keys() - names_in(planned, 'upload')):
-        stay['repository'] = {''}
-    return [reference for reference in planned
-            if reference.name not in stay.get(reference.kind, ())]
-
-
-def refuse_other_names(store: Store) -> None:
-    """Refuse when something that goes has a name that stays, by a symbolic link in the store."""
-    leading: Dict[str, List[str]] = {}  # place -> links that lead to it or to something in it
-    arriving: Dict[str, List[str]] = {}  # place -> links that lead just there
-    for link, target in [(link, target) for link in store.links for target in store.links[link]]:
-        arriving.setdefault(target, []).append(link)
-        for place in places_above(target):
-            leading.setdefault(place, []).append(link)
-    for top in (store.repositories, store.blobs):
-        arriving.setdefault(os.path.realpath(top), []).append(top)
-    for path in sorted(store.gone):
-        real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-        names = leading.get(real, []) + [link + real[len(place):] for place in places_above(real)
-                                         for link in arriving.get(place, ())]
-        for name in names:
-            if store.gone.isdisjoint(places_above(name)):
-                raise RegistryCleanerError(
-                    "'{}' would be deleted, but '{}', which stays, is the same by a symbolic link."
-                    ' Nothing was deleted. Name both, or remove the link first'.format(path, name))
-
-
-# -- The removal ----------------------------------------------------------------------------------
-
-def remove(path: str, file: str = '') -> bool:
-    """Remove a file, a symbolic link, or a folder with all that is in it; return True.
-
-    A link is never entered, and what is gone already is fine.  What comes first by name goes first:
-    `current` before `index`, `link` before `signatures`.  A folder that holds nothing but `file` is
-    not listed first.  Raises OSError.
-    """
-    try:
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
-            os.unlink(path)
-            return True
-        try:
-            if file:
-                os.unlink(path + '/' + file)
-                os.rmdir(path)
-                return True
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        folders = [path]
-        for folder in folders:  # grows as it goes
-            with os.scandir(folder) as found:
-                entries = list(found)
-            below = sorted(subfolders(entries))
-            folders += below
-            for other in sorted({entry.path for entry in entries}.difference(below)):
-                os.unlink(other)
-        for folder in reversed(folders):
-            os.rmdir(folder)
-    except FileNotFoundError:
-        pass
-    return True
-
-
-def remove_empty(path: str) -> bool:
-    """Remove a folder, or the symbolic link to it, if it is empty; tell whether it is gone."""
-    try:
-        os.rmdir(path)
-    except FileNotFoundError:
-        pass
-    except NotADirectoryError:  # a symbolic link to a folder
-        if os.listdir(path):
-            return False
-        os.unlink(path)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        return False
-    return True
-
-
-class Journal:
-    """What is being removed from `store`, on disk before the first removal.
-
-    It lies beside the store's folders, a line of JSON for each plan: a line that is torn belongs to
-    a plan of which nothing was removed.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.path = store.v2 + '/' + JOURNAL
-
-    def stamp(self, reference: Reference) -> 'Optional[List[int]]':
-        """Return what tells the link of a tag or a manifest from one pushed later.
-
-        None if it is gone, and for all else.
-        """
-        if reference.kind not in ('tag', 'index', 'manifest'):  # a push writes only these anew
-            return None
-        folder = self.store.path(*reference) + ('/current' if reference.kind == 'tag' else '')
-        try:
-            status = os.lstat(folder + '/link')
-        except FileNotFoundError:
-            return None
-        return [status.st_mtime_ns, status.st_ino]
-
-    def read(self) -> 'Tuple[Plan, Set[Reference]]':
-        """Return what is left of interrupted runs, and which of it has been pushed again since.
-
-        Raises RegistryCleanerError when it cannot be understood: nothing goes on its word.
-        """
-        import json
-        try:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            with open(os.open(self.path, flags), 'rb') as file:
-                content = file.read()
-        except FileNotFoundError:
-            return Plan(), set()
-        except OSError as error:
-            raise self.refusal(str(error.strerror))
-        plan, changed = Plan([], {}, [], []), set()  # type: Tuple[Plan, Set[Reference]]
-        for line in content.split(b'\n'):
-            try:
-                record = json.loads(line.decode('ascii'))
-            except (ValueError, RecursionError):
-                if line or not content:
-                    log.warning('The journal of an interrupted run is torn or empty: that run had '
-                                'removed nothing yet')
-                continue
-            try:
-                stamps = {Reference(*names): stamp for *names, stamp in record['references']}
-                blobs, signatures = record['blobs'], record['signatures']
-                valid = (record['version'] == JOURNAL_VERSION and all(map(is_reference, stamps))
-                         and all(map(is_digest, blobs + signatures)))
-            except (TypeError, ValueError, KeyError, AttributeError):
-                valid = False
-            if not valid:
-                raise self.refusal('it was written by another version, or not by this program')
-            plan.references.extend(stamps)
-            plan.blobs.update(dict.fromkeys(blobs, 0))
-            plan.signatures.extend(signatures)
-            changed.update(reference for reference, stamp in stamps.items()
-                           if self.stamp(reference) not in (None, stamp))
-        return plan, changed
-
-    def refusal(self, reason: str) -> RegistryCleanerError:
-        return RegistryCleanerError(
-            "The journal '{0}' of an interrupted run cannot be used: {1}. Nothing was deleted. "
-            "To go on without it: rm '{0}'".format(self.path, reason))
-
-    def write(self, plan: Plan) -> None:
-        """Add `plan`, and return when it is on the disk.  Raises RegistryCleanerError.
-
-        A full disk is what this program is for: then it goes on without.
-        """
-        import json
-        record = {'version': JOURNAL_VERSION, 'blobs': sorted(plan.blobs),
-                  'signatures': plan.signatures,
-                  'references': [[*reference, stamp] for reference, stamp in zip(
-                      plan.references, self.store.each(self.stamp, plan.references))]}
-        data = json.dumps(record).encode('ascii') + b'\n'
-        before = None
-        try:
-            descriptor = os.open(
-                self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-            try:
-                before = os.fstat(descriptor).st_size
-                while data:
-                    data = data[os.write(descriptor, data):]
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            sync([self.store.v2])
-        except OSError as error:
-            if before is not None:  # the next run must not finish what this one did not begin
-                remove(self.path) if before == 0 else os.truncate(self.path, before)
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise RegistryCleanerError("Cannot write the journal '{}': {}. Nothing was deleted"
-                                           .format(self.path, error.strerror))
-            log.warning("No space left for the journal '%s': going on without. Should this run be "
-                        'interrupted, the next one cannot finish it', self.path)
-
-
-def is_reference(reference: Reference) -> bool:
-    """Tell whether every name in a reference that was read is one that this program writes."""
-    kind, repository, name, tag = reference
-    if kind not in KINDS or set(map(type, reference)) != {str}:
-        return False
-    parts = repository.split('/') + {'tag': [name], 'upload': [name], 'entry': [tag]}.get(kind, [])
-    return ({'', '.', '..'}.isdisjoint(parts) and not re.search('[/\0]', ''.join(parts))
-            and (kind not in DIGEST_KINDS or is_digest(name))
-            and (kind != 'leftover' or re.fullmatch(LEFTOVER, name) is not None)
-            and (kind != 'repository' or not name))
-
-
-def sync(folders: 'Iterable[str]') -> None:
-    """Return when what was made in or removed from these folders is so on the disk.
-
-    Of a folder that is gone itself, the one that it was in counts.
-    """
-    for folder in sorted({next(filter(os.path.isdir, places_above(path))) for path in folders}):
-        try:
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            log.warning("Cannot sync the folder '%s': %s. Should the power fail during this run, "
-                        'more may be left than the next run finds', folder, error.strerror)
-            return  # the others lie on the same storage
-
-
-class Remover:
-    """Applies a plan to the store in `v2`, and keeps account of what failed.
-
-    `stop` is asked before each removal whether to leave it, and the rest, to the next run.
-    """
-
-    def __init__(self, v2: str, workers: Workers, stop: 'Callable[[], bool]') -> None:
-        self.store = Store(v2, workers)
-        self.each = workers.each
-        self.stop = stop
-        self.complete = True  # nothing failed, and nothing was left to the next run
-        self.failed: List[Tuple[str, str]] = []
-        self.given_up: Set[str] = set()  # repositories left as they stand since something failed
-
-    def apply(self, plan: Plan) -> Plan:
-        """Remove what `plan` names; return what is gone, and what failed."""
-        store = self.store
-        by_kind: Dict[str, List[Reference]] = {kind: [] for kind in KINDS}
-        for reference in plan.references:
-            by_kind[reference.kind].append(reference)
-        done: List[Reference] = []
-        spared: Set[Reference] = set()
-        for kind in KINDS:
-            if kind == 'alias':
-                spared = self.needed_by_newcomers(plan)
-            done += self.remove_references([
-                reference for reference in by_kind[kind] if reference not in spared])
-        emptied = [store.path(*reference) for reference in done if reference.kind == 'repository']
-        for folder in sorted(emptied, reverse=True):  # one may lie in another
-            self.account(self.attempt('', remove_empty, folder))
-        sync({os.path.dirname(path) for reference in done for path in store.paths(reference)})
-        try:
-            linked = store.linked(plan.blobs, plan.signatures)
-        except OSError as error:
-            self.account(error)
-            linked = set(plan.blobs)
-        blobs: Dict[str, int] = {}
-        unlinked = [digest for digest in plan.blobs if digest not in linked]
-        for digest, gone in zip(unlinked, self.each(
-                lambda digest: self.attempt('', remove, store.blob(digest), 'data'), unlinked,
-                lambda: 'Deleting blobs, {} freed,'.format(size_text(sum(blobs.values()))))):
-            if self.account(gone):
-                blobs[digest] = plan.blobs[digest]
-        folders: List[str] = []
-        for _, level in groupby(plan.folders, lambda folder: folder.count('/')):
-            paths = list(level)
-            gone = self.each(lambda folder: self.attempt('', remove_empty, folder), paths)
-            folders += compress(paths, map(self.account, gone))
-        return plan._replace(references=done, blobs=blobs, folders=folders, failed=self.failed)
-
-    def remove_references(self, references: 'List[Reference]') -> 'List[Reference]':
-        """Remove `references`, all of one kind; return those that are gone."""
-        # The indexes of a repository go in their order, all else may go side by side.
-        groups = [list(group) for _, group in groupby(
-            references, lambda one: one.repository if one.kind == 'index' else one)]
-        outcomes = self.each(lambda group: [
-            self.attempt(one.repository, self.remove_reference, one) for one in group], groups,
-            lambda: 'Deleting references')
-        return [reference for reference, outcome in zip(references, chain.from_iterable(outcomes))
-                if self.account(outcome)]
-
-    def remove_reference(self, reference: Reference) -> bool:
-        """Remove what `reference` names; tell whether it is gone."""
-        for path in self.store.paths(reference):
-            if reference.kind == 'leftover' and self.store.exists(path + '/link'):
-                return False  # pushed since the scan
-            remove(path, 'link' if reference.kind in DIGEST_KINDS else '')
-        return True
-
-    def attempt(self, repository: str, function: 'Callable[..., bool]', *arguments: Any) -> Any:
-        """Return whether `function`, which removes, did, or the OSError that it met."""
-        if self.stop():
-            self.complete = False
-            return False
-        if repository in self.given_up:
-            return False
-        try:
-            return function(*arguments)
-        except OSError as error:
-            if repository:
-                self.given_up.add(repository)
-            return error
-
-    def account(self, outcome: Any) -> bool:
-        """Tell whether something is gone, given what attempt() returned; take note of errors."""
-        if not isinstance(outcome, Exception):
-            return bool(outcome)
-        path, reason = ((str(outcome.filename), str(outcome.strerror))
-                        if isinstance(outcome, OSError) else (self.store.v2, str(outcome)))
-        log.error("Could not delete '%s': %s", path, reason)
-        self.failed.append((path, reason))
-        self.complete = False
-        return False
-
-    def needed_by_newcomers(self, plan: Plan) -> 'Set[Reference]':
-        """Return what `plan` removes and a manifest needs that appeared since the scan."""
-        spared: Set[Reference] = set()
-        store = self.store
-        for name, staying in plan.staying.items():
-            try:
-                if name not in self.given_up and any(
-                        store.exists(store.path('manifest', name, digest) + '/link')
-                        for digest in store.digests(store.path('revisions', name))
-                        if digest not in staying):
-                    repository = store.read_repository(name)
-                    require_readable(repository, repository.tags, repository.manifests)
-                    needed = count_users(repository, repository.manifests)
-                    spared.update(reference for reference in plan.references
-                                  if reference.repository == name and (
-                                      reference.kind == 'repository' or reference.name in needed))
-            except (OSError, RegistryCleanerError) as error:
-                self.account(error)
-                self.given_up.add(name)
-        return spared
-
-
-# -- Safe ground: one run at a time, and no registry at work --------------------------------------
-
-@contextlib.contextmanager
-def locked(v2: str) -> 'Iterator[None]':
-    """Hold the lock on the store.  Raises RegistryCleanerError when another run holds it."""
-    import fcntl
-    descriptor = os.open(v2, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RegistryCleanerError(
-                "Another run is at work on '{}'. Nothing was deleted. Wait for its end".format(v2))
-        except OSError as error:  # a network file system may be unable to
-            log.warning("Cannot lock '%s': %s. Make sure that no other run is at work on it",
-                        v2, error.strerror)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def refuse_running_registry(v2: str, read_only: bool) -> None:
-    """Refuse when a registry on this machine works on the store.
-
-    One that is `read_only` may, unless it is a cache of another registry: that writes on each pull.
-    """
-    try:
-        processes = list(filter(str.isdigit, os.listdir('/proc')))
-    except OSError as error:
-        log.debug('Cannot check whether a registry is running: %s', error.strerror)
+def skip_if_damaged(graph: Graph, lost: Set[str], verdict: Verdict) -> None:
+    """Leave a repository that would lose something as it is, if it keeps what nobody can read."""
+    repository, name = graph.repository, graph.repository.name
+    layers = repository.going(verdict.references, 'layer')
+    faults = [(f'{name}@{digest}', manifest.fault)
+              for digest, manifest in sorted(repository.manifests.items())
+              if manifest.fault and digest not in lost]
+    faults += [(f'{name}:{tag}', read.fault) for tag, read in sorted(repository.tags.items())
+               if read.fault and node(tag) not in lost]
+    aliases = [digest for digest, blob in repository.layers.items()
+               if blob == '' and digest not in layers]
+    whole = verdict.references[-1:] and verdict.references[-1].kind == 'repository'
+    if not verdict.references or whole or not (faults or aliases):
+        gone = [digest for digest in lost & repository.manifests.keys()
+                if repository.manifests[digest].fault]
+        verdict.warnings += [
+            f'What the unreadable manifest {name}@{digest} needed is unknown: its layers stay '
+            'until -g' for digest in sorted(gone) if not whole]
         return
-    for process in processes:
-        try:
-            with open('/proc/{}/cmdline'.format(process), 'rb') as file:
-                command = os.fsdecode(file.read()).split('\0')
-            if command[1:2] not in (['serve'], ['garbage-collect']):
-                continue
-            folders, cached = registry_settings('/proc/{}/'.format(process), command[2:])
-            if not any(is_folder(folder, v2) for folder in folders):
-                continue
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended
-        except OSError as error:
-            log.debug('Cannot check whether process %s is a registry at work on this data: %s',
-                      process, error.strerror)
-            continue
-        text = 'Process {} ({}) is a registry at work on this data'.format(
-            process, ' '.join(command).strip())
-        if cached and read_only:
-            raise RegistryCleanerError('{}, and a cache: it writes on every pull, read-only or not.'
-                                       ' Nothing was deleted. Stop it first'.format(text))
-        if not read_only or command[1] != 'serve':
-            raise RegistryCleanerError(
-                '{}. Nothing was deleted. Stop it, or restart it in read-only mode and pass '
-                '--read-only-registry'.format(text))
+    text = ''.join(f'\n  {image}: {fault}' for image, fault in faults) + ''.join(
+        f'\n  layer link {digest} cannot be read' for digest in aliases)
+    command = ' '.join(f'-i {image}' for image, _ in faults) or f'-i {name}'
+    verdict.skipped = (
+        f'it is damaged, and was left as it is, since nobody knows what it needs:{text}\n  Restore '
+        f'that, or delete it: {PROGRAM} {command}\n  or leave it out of the run: -x {name}')
+    verdict.references, verdict.upload_bytes, verdict.last_tag = [], 0, ''
+    verdict.tags_left = len(repository.tags.keys() - graph.referrers.keys())
 
 
-def registry_settings(proc: str, arguments: 'Sequence[str]') -> 'Tuple[List[str], bool]':
-    """Return the v2 folders that a registry process may work on, and whether it is a cache.
+def account_for(store: Store, graph: Graph, wish: Wish, verdict: Verdict) -> None:
+    """Add to `verdict` which blobs lose a link and, with -g, which stay linked or named."""
+    repository = graph.repository
+    manifests = repository.going(verdict.references, 'manifest')
+    layers = repository.going(verdict.references, 'layer')
+    for links, going in ((repository.layers, layers), (repository.revisions, manifests)):
+        verdict.unlinked.update(blob for digest, blob in links.items() if blob and digest in going)
+        if wish.request.garbage:
+            verdict.used.update(blob for digest, blob in links.items()
+                                if blob and digest not in going)
+    for digest, manifest in repository.manifests.items() if wish.request.garbage else ():
+        if digest not in manifests and digest not in layers:
+            verdict.used.update(manifest.names)
+            if manifest.signed:
+                verdict.used.update(store.links_in(store.place(
+                    repository.name, '_manifests/revisions', digest.replace(':', '/'),
+                    'signatures')))
 
-    Its environment goes before its configuration file, and that before the images' default.  The
-    folders lead through `proc`, its folder in /proc: they are those that the process sees.
+
+def judge_some(v2: str, wishes: Sequence[Tuple[str, Wish]], now: float) -> List[Verdict]:
+    """Return what is decided of some repositories, in a process of its own."""
+    store = Store(v2, Workers(1))
+    return [judge(store, store.repository(name), wish, now) for name, wish in wishes]
+
+
+def judge_all(store: Store, wishes: Sequence[Tuple[str, Wish]], now: float) -> List[Verdict]:
+    """Return what is decided of these repositories.
+
+    On fast storage there is more to work out than to wait for, and processes share that.
     """
-    def seen_by_process(path: str) -> str:
-        return proc + ('root' if path.startswith('/') else 'cwd/') + path
-
-    with open(proc + 'environ', 'rb') as file:
-        environment = dict(text.partition('=')[::2]
-                           for text in os.fsdecode(file.read()).split('\0'))
-    configuration = ''
-    named = [word for word in arguments if not word.startswith('-')]
-    named.append(environment.get('REGISTRY_CONFIGURATION_PATH', ''))
-    for path in list(filter(None, named))[:1]:
-        with contextlib.suppress(FileNotFoundError):
-            with open(seen_by_process(path), errors='replace') as text:
-                configuration = re.sub(r'(^|\s)#.*', '', text.read(1 << 20))
-
-    def values(key: str, variable: str) -> 'List[str]':
-        if environment.get(variable):
-            return [environment[variable]]
-        lines = re.findall(key + r'[\'"]?\s*:[ \t]*(\S.*)', configuration)
-        return [value.strip('\'" \t') for line in lines
-                for value in (line, re.split('[,}]', line)[0])]
-
-    roots = values('rootdirectory', 'REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY')
-    return ([seen_by_process(root) + '/docker/registry/v2'
-             for root in roots or ['/var/lib/registry']],
-            bool(values('remoteurl', 'REGISTRY_PROXY_REMOTEURL')))
+    if store.workers.threads() > 1 or len(wishes) < WORTH_A_PROCESS or (os.cpu_count() or 1) < 2:
+        return store.workers.each(lambda one: judge(store, store.repository(one[0]), one[1], now),
+                                  wishes, 'Reading repositories', large=True)
+    from concurrent.futures import ProcessPoolExecutor  # takes longer than many a run
+    parts = [wishes[start:start + 16] for start in range(0, len(wishes), 16)]
+    store.workers.step, store.workers.done, store.workers.total = (
+        'Reading repositories', 0, len(wishes))
+    verdicts: List[Verdict] = []
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+        for some in pool.map(judge_some, [store.v2] * len(parts), parts, [now] * len(parts)):
+            verdicts += some
+            store.workers.done = len(verdicts)
+    return verdicts
 
 
-def refuse_unsafe_ground(store: Store, names: 'Iterable[str]') -> None:
-    """Refuse a store whose tags are elsewhere, or which is only half there."""
-    mark = os.path.dirname(store.v2) + '/lockfiles/database-in-use'
-    if os.path.lexists(mark):
+def choose(store: Store, request: Request, now: float) -> Choice:
+    """Return what `request` removes, at the time `now` in seconds.  Reads, and changes nothing.
+
+    Raises RegistryCleanerError when nothing may be deleted, and OSError for what cannot be read.
+    """
+    names = store.repository_names()
+    refuse_unsafe_ground(store, names, request.garbage)
+    known = set(names)
+    images, excluded = Words(request.images, known), Words(request.excluded, known, True)
+    everywhere = request.garbage or request.untagged and not request.images
+    wishes = {name: Wish(images.of(name), excluded.of(name), request) for name in names}
+    asked = [name for name in names if everywhere or wishes[name].images]
+    verdicts = judge_all(store, [(name, wishes[name]) for name in asked], now)
+    warnings = find_missing(store, request, wishes, verdicts, names)
+    refuse_remove_all(store, request, verdicts, names)
+    choice = finish_plan(store, verdicts, request, now)
+    return choice._replace(warnings=warnings + choice.warnings)
+
+
+def finish_plan(store: Store, verdicts: Sequence[Verdict], request: Request, now: float) -> Choice:
+    """Return what is decided of all repositories together: which blobs go, and empty folders."""
+    references = [one for kind in KINDS for verdict in verdicts for one in verdict.references
+                  if one.kind == kind]
+    going = {verdict.name: verdict.references for verdict in verdicts}
+    unlinked = set().union(*(verdict.unlinked for verdict in verdicts))
+    if request.garbage:
+        blobs = stored(store, set().union(*(verdict.used for verdict in verdicts)),
+                       request.older_than and now - request.older_than, unlinked)
+    else:
+        free = sorted(unlinked - store.linked(unlinked, going))
+        sizes = zip(free, store.workers.each(store.size, free, 'Measuring blobs'))
+        blobs = {digest: size for digest, size in sizes if size is not None}
+    plan = Plan(references, blobs)
+    if request.prune:
+        plan = plan._replace(folders=empty_folders(store, plan))
+    return Choice(
+        plan, {verdict.name: verdict.skipped for verdict in verdicts if verdict.skipped},
+        [text for verdict in verdicts for text in verdict.warnings],
+        [kept for verdict in verdicts for kept in verdict.kept],
+        {verdict.name: verdict.last_tag for verdict in verdicts
+         if verdict.references[-1:] and verdict.references[-1].kind == 'repository'},
+        sum(verdict.upload_bytes for verdict in verdicts))
+
+
+def stored(store: Store, used: Set[str], before: Optional[float] = None,
+           unlinked: AbstractSet[str] = frozenset()) -> Dict[str, int]:
+    """Return the size of each blob that is stored and not `used`.
+
+    With `before`, in seconds, only what was written until then, or is `unlinked`.
+    """
+    def sizes(folder: str) -> Dict[str, int]:
+        algorithm, two = folder.split('/')
+        found = {}
+        for entry in store.entries(f'{store.blobs}/{folder}'):
+            digest = f'{algorithm}:{entry.name}'
+            size = store.size(digest) if is_digest(digest) and digest not in used and (
+                entry.name.startswith(two)) else None
+            if size is not None and (before is None or digest in unlinked
+                                     or written(entry.path + '/data') <= before):
+                found[digest] = size
+        return found
+
+    folders = [f'{algorithm}/{two}' for algorithm in store.folders(store.blobs)
+               if algorithm in ALGORITHMS for two in store.folders(f'{store.blobs}/{algorithm}')]
+    found = store.workers.each(sizes, folders, 'Measuring blobs')
+    return dict(sorted(pair for sizes_of in found for pair in sizes_of.items()))
+
+
+def find_missing(store: Store, request: Request, wishes: Mapping[str, Wish],
+                 verdicts: Iterable[Verdict], names: List[str]) -> List[str]:
+    """Return a warning for each pattern that names nothing; refuse when another word does not."""
+    matched = {image for verdict in verdicts for image in verdict.matched}
+    for name in wishes.keys() - {verdict.name for verdict in verdicts}:
+        within = [image for image in wishes[name].excluded if not image.whole]
+        repository = store.repository(name) if within else None
+        matched.update(image for image in wishes[name].excluded if not repository
+                       or names_something(repository, image))
+    known = set(names)
+    missing, warnings = [], []
+    for images, excluding in ((request.images, False), (request.excluded, True)):
+        for image in images:
+            spelling = image._replace(name=spelled(image.name, known, excluding))
+            literal = spelling.name in known or not is_pattern(spelling.name)
+            if spelling not in matched and literal and not is_pattern(image.tag):
+                missing.append(missing_text(store, image, names))
+            elif spelling not in matched:
+                warnings.append(f"Nothing matches '{image}'")
+    if missing:
+        raise RegistryCleanerError('\n'.join(missing) + '\nNothing was deleted')
+    return warnings
+
+
+def refuse_remove_all(store: Store, request: Request, verdicts: Sequence[Verdict],
+                      names: Iterable[str]) -> None:
+    """Refuse when patterns would leave the registry without any tag."""
+    if request.remove_all or request.untagged or not any(
+            is_pattern(image.name) or is_pattern(image.tag) for image in request.images):
+        return
+    removed = sum(one.kind == 'tag' for verdict in verdicts for one in verdict.references)
+    judged = {verdict.name for verdict in verdicts}
+    if removed and not any(verdict.tags_left for verdict in verdicts) and not any(
+            store.folders(store.place(name, '_manifests/tags'))
+            for name in names if name not in judged):
         raise RegistryCleanerError(
-            "'{}' says that this registry keeps its tags in a database, so the disk does not tell "
-            'what is in use. Delete images with that registry (GitLab) instead'.format(mark))
-    if not store.holds_a_blob():
-        for name in names:
-            if any(store.has_link(store.path('manifest', name, digest))
-                   for digest in store.digests(store.path('revisions', name))):
-                raise RegistryCleanerError(
-                    "Repository '{}' has images, but '{}' holds no blob at all: is a disk not "
-                    'mounted? Nothing was deleted. If the blobs are really lost, delete the '
-                    'folders in {} by hand'.format(name, store.blobs, store.repositories))
+            f'This would delete all {removed} tags of the registry. Nothing was deleted. If that '
+            'is meant, add --allow-remove-all')
 
 
-def is_folder(path: str, folder: str) -> bool:
-    """Tell whether `path` is this very folder, by device and inode.  Raises OSError."""
+def empty_folders(store: Store, plan: Plan) -> List[str]:
+    """Return the registry's folders that hold nothing once `plan` is done, each before its parent.
+
+    What lives of a repository needs some of its folders, empty or not.
+    """
+    gone = {store.place(one.repository, one.written(KINDS[one.kind].place))
+            for one in plan.references} | set(map(store.blob, plan.blobs))
+    whole = {store.place(one.repository) for one in plan.references if one.kind == 'repository'}
+    component = re.compile(r'[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*|_layers|_manifests|_uploads|'
+                           + TAG).fullmatch
+    walk = [store.repositories, store.blobs]
+    held: Dict[str, int] = {}
+    for path in walk:  # grows as it goes
+        held[path] = 0
+        for entry in store.entries(path):
+            if entry.path in gone or path in whole and entry.name in PARTS:
+                continue
+            held[path] += 1
+            if component(entry.name) and not entry.name.startswith(OWN) and (
+                    entry.is_dir(follow_symlinks=False)):
+                walk.append(entry.path)
+    empty = []
+    for path in reversed(walk[2:]):
+        above, _, name = path.rpartition('/')
+        needed = above.endswith('/_manifests') or name == '_layers'
+        if not held[path] and not needed:
+            empty.append(path)
+            held[above] -= 1
+    for path in reversed(walk[2:]):
+        above, _, name = path.rpartition('/')
+        manifests = above if above.endswith('/_manifests') else above + '/_manifests'
+        if not held[path] and (above.endswith('/_manifests') or name == '_layers') and not any(
+                held.get(f'{manifests}/{part}') for part in ('tags', 'revisions')):
+            empty.append(path)
+            held[above] -= 1
+            if name != '_layers' and not held[above]:
+                empty.append(above)
+                held[os.path.dirname(above)] -= 1
+    return empty
+
+
+# -- Words that name nothing ----------------------------------------------------------------------
+
+COMPONENT = r'[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*'
+NAME = f'{COMPONENT}(?:/{COMPONENT})*'  # what a registry calls a repository
+SITE = rf'(?:{HOST}|[^/]*\.[^/]*)/'
+
+
+class UsageError(RegistryCleanerError):
+    """A word that no registry has a thing of: nothing was looked at further."""
+
+
+def advice(word: str) -> str:
+    """Return what to write instead of a `word` copied from elsewhere, '' for any other word."""
+    if is_digest(word.lstrip('@')):
+        return f". For a manifest of any repository: -i '*@{word.lstrip('@')}'"
+    path = re.sub('^[a-z+.-]+://', '', word)
+    match = re.fullmatch(rf'(?:(?:.*/)?v2/|{SITE}|/)?([^/].*?)/(manifests|blobs|tags)/(.+)', path)
+    alone = ". Leave out the address, and give NAME, NAME:TAG or NAME@DIGEST: -i "
+    if match:
+        name, kind, item = match.groups()
+        tag = '' if kind != 'manifests' else '@' + item if is_digest(item) else ':' + item
+        return f"{alone}'{name}{tag}'"
+    return '' if path == word else f"{alone}'{re.sub('^' + SITE, '', path)}'"
+
+
+def missing_text(store: Store, image: Image, names: Sequence[str]) -> str:
+    """Return the message for an `image` that is not there, with what may have been meant.
+
+    `names` are all repositories.  Raises UsageError if no repository can have such a name.
+    """
+    name = spelled(image.name, set(names))
+    if name not in names:
+        hint = repository_hint(image, name, names)
+        if len(name) > 255 or not re.fullmatch(NAME, name):
+            raise UsageError(f"'{image}' is no valid image name{hint}")
+        said = '' if name == str(image) else f", for '{image}'"
+        return (f"No repository '{name}' found in repositories directory {store.repositories}{said}"
+                + hint)
+    hint = ''
+    if image.tag and image.digest:
+        tag = store.read_tag(name, image.tag)
+        hint = f'. That tag is {tag.digest or "broken"} now' if tag else ''
+    elif image.tag:
+        hint = nearest(image.tag, store.folders(store.place(name, '_manifests/tags')))
+    what = f"tag '{image.tag}'" if image.tag else f"manifest '{image.digest}'"
+    return (f"No repository '{name}' {what} found in repositories directory {store.repositories}"
+            + hint)
+
+
+def repository_hint(image: Image, name: str, names: Sequence[str]) -> str:
+    """Return what may have been meant by `image`, whose repository would be called `name`."""
+    rest = image._replace(name=name.partition('/')[2])
+    below = [other for other in names if other.startswith(name + '/')]
+    if name != name.lower():
+        return '. Names are lower case' + nearest(name.lower(), names)
+    if advice(name + str(image)[len(image.name):]):
+        return advice(name + str(image)[len(image.name):])
+    if rest.name in names:
+        return f". If '{name.partition('/')[0]}' is a host, leave it out: -i '{rest}'"
+    if below:
+        return f". Below it there are {quoted(below)}"
+    if os.path.lexists(image.name):
+        return ". A file here is called so: quote patterns, as in -i '*'"
+    return nearest(name, names)
+
+
+def nearest(word: str, words: Sequence[str]) -> str:
+    """Return the question whether one of `words` like `word` was meant; '' if there is none."""
+    found = difflib.get_close_matches(word, words)
+    return f'. Did you mean {quoted(found)}?' if found else ''
+
+
+def quoted(words: Sequence[str]) -> str:
+    """Return the first few of `words`, in quotes."""
+    more = f' and {len(words) - 5} more' if len(words) > 5 else ''
+    return ', '.join(f"'{word}'" for word in words[:5]) + more
+
+
+# -- The data folder ------------------------------------------------------------------------------
+
+DEFAULT_DATA_DIRS = ('/var/lib/registry', '/var/lib/docker-registry', '/opt/registry_data',
+                     '/root/data/registry')
+
+
+def cannot_read(error: OSError) -> RegistryCleanerError:
+    """Return what to raise where something is there and cannot be read."""
+    advised = '; run as root' if isinstance(error, PermissionError) and os.geteuid() else ''
+    what = f"Cannot read '{error.filename}'" if error.filename else 'Cannot go on'
+    return RegistryCleanerError(f'{what}: {error.strerror}{advised}. Nothing was deleted')
+
+
+def find_data_dir(given: Optional[str]) -> str:
+    """Return the folder to look for a registry in: the given one, else as --help says."""
+    for directory in (given, os.environ.get('REGISTRY_DATA_DIR') or None,
+                      os.environ.get('REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY') or None):
+        if directory is not None:
+            return directory
+    found, denied = [], []
+    for path in DEFAULT_DATA_DIRS:
+        try:
+            found += [path] * is_folder(path + '/docker/registry/v2')
+        except OSError as error:
+            denied.append(error)
+    if len(found) == 1:
+        return found[0]
+    if denied and not found:
+        raise cannot_read(denied[0])
+    raise RegistryCleanerError(
+        (f"There is more than one registry here: {', '.join(found)}" if found else
+         f"No registry data found in {', '.join(DEFAULT_DATA_DIRS)}")
+        + '. Nothing was deleted. Name the folder to work on with -d')
+
+
+def find_v2(directory: str) -> str:
+    """Return the V2 folder that `directory` holds or is.  Raises RegistryCleanerError."""
+    top = os.path.abspath(directory).rstrip('/') if directory else ''
     try:
-        return os.path.samefile(path, folder)
+        for below in ('/docker/registry/v2', '/registry/v2', '/v2', '') if directory else ():
+            if is_v2(top + below):
+                return top + below
+        why = ("holds no 'docker/registry/v2'" if is_folder(top) else 'is not a folder'
+               if os.path.lexists(top) else 'does not exist')
+    except OSError as error:
+        raise cannot_read(error)
+    raise RegistryCleanerError(
+        f"No registry found: '{top}' {why}. Nothing was deleted. Name the folder that the registry "
+        'keeps its data in with -d')
+
+
+def is_v2(path: str) -> bool:
+    """Tell whether `path` is a V2 folder: by where it is, or since it holds nothing else."""
+    if not is_folder(path) or path.endswith('/docker/registry/v2'):
+        return is_folder(path)
+    held = set(os.listdir(path)) - set(COPIES) - {'lost+found'}
+    return bool(held) and held <= {'blobs', 'repositories'}
+
+
+def is_folder(path: str) -> bool:
+    """Tell whether `path` is a folder.  Raises OSError if that cannot be known."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
 
 
-# -- The cleaner: request, scan, plan, apply ------------------------------------------------------
+# -- The archive of what goes ---------------------------------------------------------------------
 
-def find_v2(directory: str) -> str:
-    """Return the v2 folder that `directory` is or holds.
+class Output:
+    """What tarfile writes to: tells how far it is, and stops at a signal."""
 
-    Raises RegistryCleanerError when there is none.
+    def __init__(self, stream: IO[bytes], workers: Workers, signals: Signals) -> None:
+        self.stream, self.workers, self.signals, self.written = stream, workers, signals, 0
+
+    def tell(self) -> int:
+        return self.written
+
+    def write(self, data: bytes) -> int:
+        if self.signals.number:
+            raise KeyboardInterrupt
+        self.written += len(data)
+        self.workers.done = self.written >> 20
+        return self.stream.write(data)
+
+
+def save(store: Store, plan: Plan, target: str, signals: Signals, dry_run: bool) -> int:
+    """Write all that `plan` removes to a new tar archive, synced; return its size in bytes.
+
+    `target` is a file, or `-` for standard output.  A dry run only says how large it would be.
+    Raises RegistryCleanerError, and leaves no half archive.
     """
-    directory = os.path.abspath(directory) if directory else ''
-    if not os.path.isdir(directory):
-        raise RegistryCleanerError("Registry data folder '{}' {}".format(
-            directory, 'is not a folder' if os.path.lexists(directory) else 'does not exist'))
-    for below in ('', '/v2', '/registry/v2', '/docker/registry/v2'):
-        v2 = directory + below
-        if os.path.isdir(v2) and (v2.endswith('/docker/registry/v2') or any(
-                os.path.lexists(v2 + name) for name in ('/repositories', '/blobs'))):
-            return v2
-    raise RegistryCleanerError(
-        "No registry found in '{}': it holds neither 'repositories' nor 'docker/registry/v2'. "
-        'Pass the folder that the registry keeps its data in with -d'.format(directory))
+    try:
+        if target != '-':
+            refuse_place(store, target)
+        paths, total = [], 0
+        for path, status in saved_paths(store, plan):
+            paths.append(path)
+            total += 1536 + stat.S_ISREG(status.st_mode) * (status.st_size + 511) // 512 * 512
+        if dry_run:
+            return total
+        workers = store.workers
+        workers.step, workers.done, workers.total = 'Saving, in MiB:', 0, total >> 20
+        if target != '-':
+            return save_file(store, paths, target, signals)
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, 'standard output is closed')
+        size = write_archive(store, paths, sys.stdout.buffer, signals)
+        with contextlib.suppress(OSError):  # a pipe cannot be synced
+            os.fsync(sys.stdout.fileno())
+        return size
+    except OSError as error:
+        where = f"'{error.filename}': " if error.filename not in (None, target) else ''
+        raise RegistryCleanerError(f"Cannot save to '{target}': {where}{error.strerror}. Nothing "
+                                   'was deleted')
+
+
+def refuse_place(store: Store, target: str) -> None:
+    """Refuse an archive that exists, or that would lie in the store."""
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(target)))
+    for top in map(os.path.realpath, (store.v2, store.repositories, store.blobs)):
+        if (folder + '/').startswith(top + '/'):
+            raise OSError(errno.EINVAL, f"it would lie in the registry, '{top}'", target)
+    if os.path.lexists(target):
+        raise OSError(errno.EEXIST, 'it exists, and is not overwritten', target)
+    if not os.path.isdir(folder):
+        raise OSError(errno.ENOENT, f"there is no folder '{folder}'", target)
+
+
+def save_file(store: Store, paths: List[str], target: str, signals: Signals) -> int:
+    """Write an archive to the new file `target`, and sync it and its name; return its size."""
+    signals.at_once = False  # rather after a read than with half an archive left
+    try:
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(descriptor, 'wb') as file:
+                size = write_archive(store, paths, file, signals)
+                os.fsync(descriptor)
+            folder = os.open(os.path.dirname(target) or '.', os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+            if signals.number:
+                raise KeyboardInterrupt
+            return size
+        except BaseException:
+            drop_archive(target)
+            raise
+    finally:
+        signals.at_once = True
+
+
+def write_archive(store: Store, paths: Iterable[str], stream: IO[bytes], signals: Signals) -> int:
+    """Write what is at `paths`, below V2, as a tar archive; return its size."""
+    import tarfile  # takes longer than many a run
+    output: Any = Output(stream, store.workers, signals)
+    with tarfile.TarFile(fileobj=output, mode='w', format=tarfile.PAX_FORMAT, encoding='utf-8',
+                         errors='surrogateescape') as archive:
+        for path in paths:
+            info: Any = archive.gettarinfo(path, path[len(store.v2) + 1:])
+            if info is None:  # a socket, which lives with its process
+                continue
+            seconds, rest = divmod(os.lstat(path).st_mtime_ns, 10 ** 9)
+            info.uname = info.gname = ''  # numbers mean the same in a container
+            info.mtime, info.pax_headers = seconds, {'mtime': f'{seconds}.{rest:09}'}
+            if info.isreg():
+                with open(path, 'rb') as file:
+                    archive.addfile(info, file)
+            else:
+                archive.addfile(info)
+    stream.flush()
+    return int(output.written)
+
+
+def saved_paths(store: Store, plan: Plan) -> Iterator[Tuple[str, os.stat_result]]:
+    """Yield the path of all that `plan` removes, after the folders above it, which may go too."""
+    whole = {one.repository for one in plan.references if one.kind == 'repository'}
+    tops = {store.place(name, part) for name in whole for part in PARTS}
+    tops.update(store.place(one.repository, one.written(KINDS[one.kind].place))
+                for one in plan.references if one.repository not in whole)
+    tops.update(map(store.blob, plan.blobs))
+    met = {store.v2, store.repositories, store.blobs}
+    for top in filter(store.exists, sorted(tops)):
+        above = []
+        folder = os.path.dirname(top)
+        while folder not in met:
+            met.add(folder)
+            above.append((folder, os.lstat(folder)))
+            folder = os.path.dirname(folder)
+        # A link stays, and tar would put a folder in its place.
+        yield from (one for one in reversed(above) if not stat.S_ISLNK(one[1].st_mode))
+        todo = [top] if top not in met else []
+        while todo:
+            path = todo.pop()
+            status = os.lstat(path)
+            met.add(path)
+            yield path, status
+            if stat.S_ISDIR(status.st_mode):
+                todo += [entry.path for entry in store.entries(path)]
+
+
+# -- The cleaner: request, plan, removal, outcome -------------------------------------------------
+
+class Outcome(NamedTuple):
+    """What a run has deleted, or a dry run would."""
+
+    v2: str
+    dry_run: bool = False
+    references: List[Reference] = []  # those gone
+    blobs: Dict[str, int] = {}  # digest -> bytes freed
+    upload_bytes: int = 0
+    folders: List[str] = []  # empty ones
+    warnings: List[str] = []
+    failed: List[Tuple[str, str]] = []  # path, and why it could not be deleted
+    skipped: Dict[str, str] = {}  # repository -> why it was left as it was
+    kept: List[Tuple[str, str]] = []  # what the rules keep, and why
+    owners: Dict[str, str] = {}  # repository -> the tag with which it goes
+    earlier: Dict[str, int] = {}  # blobs that an interrupted run had left, as above
+    saved: int = 0  # bytes of the archive
+    unfinished: bool = False  # it was interrupted after it was final
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing was deleted."""
+        return not (self.references or self.blobs or self.folders or self.earlier)
 
 
 class RegistryCleaner:
-    """Deletes images from the v2 folder that `registry_data_dir` is or holds.
+    """Deletes images from the V2 folder that `registry_data_dir` is or holds.
 
-    Each method is one run: it plans, and unless `dry_run` is set removes, and returns the Plan that
-    says what is, or would be, gone.  Raises RegistryCleanerError when nothing was deleted.
+    Each method is one run, and returns its Outcome or Listing.  Raises RegistryCleanerError when
+    nothing was deleted.
     """
 
     def __init__(self, registry_data_dir: str, dry_run: bool = False,
-                 read_only_registry: bool = False, workers: 'Optional[Workers]' = None) -> None:
+                 read_only_registry: bool = False, workers: Optional[Workers] = None,
+                 signals: Optional[Signals] = None) -> None:
         self.v2 = find_v2(registry_data_dir)
-        self.dry_run = dry_run
-        self.read_only_registry = read_only_registry
-        self.workers = workers or Workers()
-        self.complete = True  # all that the journal names is gone
-        self.removing = False  # from then on an interruption leaves the rest to the next run
-        self.interrupted = 0  # the signal
+        self.dry_run, self.read_only = dry_run, read_only_registry
+        self.workers, self.signals = workers or Workers(), signals or Signals()
 
-    def delete_entire_repository(self, repo: str) -> Plan:
+    def delete_entire_repository(self, repo: str) -> Outcome:
         """Delete the repository `repo`; repositories below it stay."""
         return self.run(Request((literal(repo),)))
 
-    def delete_repository_tag(self, repo: str, tag: str) -> Plan:
-        """Delete the tag `tag` of `repo` with the images that only it reached."""
+    def delete_repository_tag(self, repo: str, tag: str) -> Outcome:
+        """Delete the tag `tag` of `repo`, and what only it reaches."""
         return self.run(Request((literal(repo, tag),)))
 
-    def delete_untagged(self, repo: str) -> Plan:
+    def delete_untagged(self, repo: str) -> Outcome:
         """Delete the manifests of `repo` that no tag reaches."""
         return self.run(Request((literal(repo),), untagged=True))
 
-    def prune(self) -> Plan:
+    def prune(self) -> Outcome:
         """Delete empty folders."""
         return self.run(Request(prune=True))
 
     def list(self, request: Request) -> 'Listing':
         """Return what `request` selects, and what deleting it would free."""
-        try:
-            return list_images(Store(self.v2, self.workers), request)
-        except OSError as error:
-            raise RegistryCleanerError(cannot_read(error))
+        with self.look() as store:
+            return list_images(store, request, time.time())
 
-    def run(self, request: Request, report: 'Callable[[Plan], None]' = lambda plan: None) -> Plan:
-        """Finish what an interrupted run left, carry out `request`, and report on each."""
-        try:
-            if self.dry_run:
-                return self._run(request, report)
-            with locked(self.v2):
-                refuse_running_registry(self.v2, self.read_only_registry)
-                return self._run(request, report)
-        except OSError as error:
-            raise RegistryCleanerError("Cannot go on: '{}': {}".format(
-                error.filename, error.strerror))
+    def check(self, request: Request) -> 'Listing':
+        """Read all that `request` selects, and return it with its damage."""
+        with self.look() as store:
+            return check_images(store, request, time.time())
 
-    def _run(self, request: Request, report: 'Callable[[Plan], None]') -> Plan:
+    @contextlib.contextmanager
+    def look(self) -> Iterator[Store]:
+        """Yield the store to look at only, unless what an interrupted run left makes that vain."""
+        if unfinished(self.v2):
+            raise RegistryCleanerError(
+                'An earlier run was interrupted before anything was final, and what it has set '
+                'aside is not to be seen. Nothing was deleted. The next run that deletes puts it '
+                f'back: {PROGRAM} -p')
+        try:
+            yield Store(self.v2, self.workers)
+        except OSError as error:
+            raise cannot_read(error)
+
+    def run(self, request: Request, save_to: str = '') -> Outcome:
+        """Carry out `request`, after what an interrupted run left; save what goes to an archive."""
+        request = request._replace(dry_run=request.dry_run or self.dry_run,
+                                   read_only=request.read_only or self.read_only)
+        self.signals.at_once = True
+        if request.dry_run:
+            with self.look() as store:
+                choice = choose(store, request, time.time())
+                saved = save(store, choice.plan, save_to, self.signals, True) if save_to else 0
+                return outcome(self.v2, choice)._replace(dry_run=True, saved=saved)
+        try:
+            with safe_ground(self.v2, self.workers, request, self.signals) as removal:
+                return self.remove(removal, request, save_to)
+        except OSError as error:
+            raise cannot_read(error)
+
+    def remove(self, removal: Removal, request: Request, save_to: str) -> Outcome:
+        """Carry out `request` on safe ground."""
+        removal.recover()
+        account = removal.account
+        earlier = dict(account.blobs)
+        if self.signals.number:
+            return Outcome(self.v2, failed=account.failed, earlier=earlier,
+                           unfinished=account.unfinished)
         store = Store(self.v2, self.workers)
-        journal = Journal(store)
-        unfinished, pushed_again = journal.read()
-        finished = Plan()
-        if unfinished.references or unfinished.blobs:
-            log.warning('An earlier run was interrupted. What it left is finished first')
-            try:
-                rest = plan_rest(store, unfinished, pushed_again)
-            except RegistryCleanerError as error:
-                raise RegistryCleanerError(
-                    "{}\nThis came up while finishing an interrupted run. To leave what that one "
-                    "left, and go on: rm '{}'".format(error, journal.path))
-            finished = self.carry_out(rest, journal)
-            report(finished)
-        elif not self.dry_run:
-            remove(journal.path)
-        if self.interrupted:
-            return finished
-        self.removing = False
-        if self.dry_run:
-            take_away(store, finished, finished.blobs)
-        else:
-            store = Store(self.v2, self.workers)
-        plan = plan_request(store, request, unfinished.references)
-        plan = self.carry_out(plan, journal, new=True)
-        report(plan)
-        return plan._replace(references=finished.references + plan.references,
-                             blobs={**finished.blobs, **plan.blobs},
-                             failed=finished.failed + plan.failed)
-
-    def carry_out(self, plan: Plan, journal: Journal, new: bool = False) -> Plan:
-        """Unless this is a dry run, remove what `plan` names and return what is gone.
-
-        The journal holds a plan that is not `new` already.
-        """
-        if self.dry_run or new and not (plan.references or plan.blobs or plan.folders):
-            return plan
-        self.removing = True
-        if new and (plan.references or plan.blobs):
-            journal.write(plan)
-        remover = Remover(self.v2, self.workers, lambda: bool(self.interrupted))
-        plan = remover.apply(plan)
-        self.complete = self.complete and remover.complete
-        if self.complete:
-            try:
-                remove(journal.path)
-            except OSError as error:
-                remover.account(error)
-        return plan
-
-
-class Verdict:
-    """What is decided of some repositories, each on its own."""
-
-    def __init__(self) -> None:
-        self.references: List[Reference] = []
-        self.unlinked: Set[str] = set()  # blobs that lose a link
-        self.used: Set[str] = set()  # with -g: blobs that the repositories still need
-        self.signatures: List[str] = []  # those of the manifests that go
-        self.staying: Dict[str, AbstractSet[str]] = {}  # as in a Plan, and so the next two
-        self.owners: Dict[str, str] = {}
-        self.warnings: List[str] = []
-        self.refusals: List[str] = []
-        self.matched: Set[Image] = set()  # what of the images and the exclusions is there
-        self.links: Dict[str, List[str]] = {}  # symbolic links met
-
-    def add(self, other: 'Verdict') -> None:
-        """Add what is decided of other repositories."""
-        for name, value in vars(other).items():
-            mine = getattr(self, name)
-            (mine.extend if isinstance(value, list) else mine.update)(value)
-
-
-def plan_request(store: Store, request: Request, finished: 'Iterable[Reference]' = ()) -> Plan:
-    """Return what `request` removes.  Reads each thing once, and changes nothing.
-
-    What an interrupted run left, now `finished`, is not missing.  Raises RegistryCleanerError when
-    nothing may be deleted, and OSError for what cannot be read.
-    """
-    names = store.repository_names()
-    refuse_unsafe_ground(store, names)
-    found, wishes = by_repository(request, names)
-    store.dated = request.keep_last is not None or request.older_than is not None
-    verdict = Verdict()
-    for judged in store.parts(lambda some: judge(store, some, wishes, time.time()), sorted(wishes)):
-        verdict.add(judged)
-    store.links.update(verdict.links)
-    refuse_missing(store, request.images, found, verdict.matched, finished)
-    if verdict.refusals:
-        raise RegistryCleanerError('\n'.join(verdict.refusals))
-
-    plan = Plan(verdict.references, {}, [], verdict.signatures, verdict.staying, verdict.owners,
-                unmatched(request, found, wishes, verdict.matched) + verdict.warnings)
-    candidates = verdict.unlinked.union(plan.signatures)
-    if not request.garbage:
-        return with_blobs(store, plan, store.sizes(sorted(without_links(store, plan, candidates))),
-                          request.prune)
-    # All repositories are read, and what they use is known but for the signatures.
-    contested = candidates & verdict.used.union(plan.signatures)
-    used = verdict.used | contested - without_links(store, plan, contested)
-    blobs = store.stored_blobs(used)
-    if blobs and not used and not verdict.unlinked:
-        raise RegistryCleanerError(
-            "'{0}' holds blobs, but no repository in '{1}' links to any: is a disk not mounted? "
-            'Nothing was deleted. If they are really garbage, delete the folders in {0} by hand'
-            .format(store.blobs, store.repositories))
-    return with_blobs(store, plan, {digest: blobs[digest] for digest in sorted(blobs)},
-                      request.prune)
-
-
-def judge(store: Store, names: 'Sequence[str]', wishes: 'Mapping[str, Request]',
-          now: float) -> Verdict:
-    """Return what is decided of the repositories `names`; `now` is a time in seconds."""
-    verdict = Verdict()
-    for repository in store.read_repositories(names):
-        wish = wishes[repository.name]
-        graph = make_graph(repository)
-        verdict.matched.update(matches(repository, graph, wish))
+        choice = choose(store, request, time.time())
+        plan, saved = choice.plan, 0
+        if save_to and (plan.references or plan.blobs):
+            saved = save(store, plan, save_to, self.signals, False)
         try:
-            judge_repository(store, repository, graph, wish, now, verdict)
-        except RegistryCleanerError as error:
-            verdict.refusals.append(str(error))
-    verdict.links = store.links
-    store.parsed.clear()  # each repository is judged once
-    return verdict
+            if plan.references or plan.blobs or plan.folders:
+                removal.carry_out(request, plan)
+        except OSError as error:
+            if self.signals.at_once:
+                self.drop(save_to, saved)
+                raise
+            account.fail(error, self.v2)
+        except (RegistryCleanerError, KeyboardInterrupt):
+            self.drop(save_to, saved)
+            raise
+        final = not (account.put_back or unfinished(self.v2))
+        gone = [one for one in plan.references if final and one.repository not in account.skipped]
+        left = sum(measure_upload(store, store.place(one.repository, '_uploads', one.item))[1]
+                   for one in plan.references
+                   if one.kind == 'upload' and one.repository in account.skipped)
+        blobs = {digest: account.blobs[digest] for digest in account.blobs.keys() - earlier.keys()}
+        if not (gone or blobs or account.folders):
+            saved = self.drop(save_to, saved)
+        return outcome(self.v2, choice)._replace(
+            references=gone, blobs=blobs, upload_bytes=choice.upload_bytes - left if final else 0,
+            folders=account.folders, failed=account.failed, earlier=earlier, saved=saved,
+            skipped={**choice.skipped, **account.skipped}, unfinished=account.unfinished)
+
+    def drop(self, target: str, saved: int) -> int:
+        """Remove the archive of a run that has deleted nothing; return the bytes saved: none."""
+        if saved and target != '-':
+            with contextlib.suppress(OSError):
+                drop_archive(target)
+        return 0
 
 
-def judge_repository(store: Store, repository: Repository, graph: Graph, wish: Request, now: float,
-                     verdict: Verdict) -> None:
-    """Add to `verdict` what `repository` loses when `wish` comes true."""
-    name = repository.name
-    if (wish.untagged and wish.images and repository.manifests
-            and repository.tags.keys() <= graph.referrer_tags):
-        verdict.warnings.append(
-            "Repository '{0}' has manifests and no tag, and was left alone: its images may be used "
-            'by digest, or their tags kept in a database. To delete all of it: {1} -i {0}'.format(
-                name, PROGRAM))
-        wish = wish._replace(images=())
-    lost = decide(repository, graph, wish, now)
-    layers = names_in(lost, *LAYERS)
-    unused = repository.layers.keys() - graph.users.keys() if wish.garbage else set()
-    linkless = linkless_layers(store, name, layers | unused)
-    lost = [reference for reference in lost
-            if reference.kind not in LAYERS or reference.name not in linkless]
-    if wish.garbage:
-        lost += [Reference('leftover', name, '_layers/' + digest.replace(':', '/'))
-                 for digest in sorted(layers & linkless)]
-    gone = names_in(lost, *MANIFESTS)
-    verdict.references += lost
-    verdict.unlinked |= blobs_of(repository, lost)
-    if not names_in(lost, 'repository'):
-        verdict.warnings += [
-            'What the unreadable manifest {}@{} needed is unknown, so its layers stay'.format(
-                name, digest) for digest in sorted(gone) if repository.manifests[digest].fault]
-    verdict.owners.update(owners_of(repository, graph, lost))
-    verdict.signatures += [signature for digest in gone & repository.signatures.keys()
-                           for signature in repository.signatures[digest]]
-    if lost:
-        verdict.staying[name] = repository.revisions.keys() - gone
-    if wish.garbage:
-        verdict.used |= blobs_kept(repository, lost, linkless)
-
-
-def matches(repository: Repository, graph: Graph, wish: Request) -> 'List[Image]':
-    """Return those of the images and exclusions in `wish` that name anything in `repository`."""
-    return [image for image in wish.images + wish.excluded
-            if (image.digest in repository.manifests if image.digest else
-                image.whole or selected_tags(repository, graph, image))]
-
-
-def by_repository(request: Request, names: 'List[str]'
-                  ) -> 'Tuple[Dict[Image, List[str]], Dict[str, Request]]':
-    """Return the repositories that each image selects, and what is asked of each of those."""
-    found = {image: matching_repositories(image, names)
-             for image in request.images + request.excluded}
-    wishes: Dict[str, Request] = {}
-    nothing = request._replace(images=(), excluded=())
-    if request.garbage:
-        wishes = dict.fromkeys(names, nothing)
-    for image in request.images:
-        for name in found[image]:
-            wish = wishes.get(name, nothing)
-            wishes[name] = wish._replace(images=wish.images + (image,))
-    for image in request.excluded:
-        for name in found[image]:
-            if name in wishes:
-                wish = wishes[name]
-                wishes[name] = wish._replace(excluded=wish.excluded + (image,))
-    return found, wishes
-
-
-def linkless_layers(store: Store, name: str, digests: 'Iterable[str]') -> 'Set[str]':
-    """Return those of these layers of repository `name` whose folder has lost its link."""
-    layers = sorted(digests)
-    linked = store.each(
-        lambda digest: store.exists(store.path('layer', name, digest) + '/link'), layers)
-    return {digest for digest, there in zip(layers, linked) if not there}
-
-
-def plan_rest(store: Store, unfinished: Plan, pushed_again: 'AbstractSet[Reference]') -> Plan:
-    """Return what of `unfinished`, the plan of an interrupted run, may still be removed.
-
-    The store may have changed since then, so this decides again.  Raises as plan_request() does.
-    """
-    names = store.repository_names()
-    refuse_unsafe_ground(store, names)
-    plan = Plan([], {}, [], unfinished.signatures, {})
-    planned: Dict[str, List[Reference]] = {}
-    for reference in unfinished.references:
-        planned.setdefault(reference.repository, []).append(reference)
-    repositories = {repository.name: repository for repository in store.read_repositories(
-        [name for name in planned if name in names])}
-    for name, references in planned.items():
-        if name in repositories:
-            repository = linked_layers_only(store, repositories[name],
-                                            names_in(references, *LAYERS))
-            references = [reference for reference in what_still_goes(
-                repository, references, pushed_again) if reference.kind != 'leftover'
-                or not store.has_link(store.path(*reference))]
-            plan.staying[name] = repository.revisions.keys() - names_in(references, *MANIFESTS)
-        plan.references.extend(reference for reference in references
-                               if os.path.lexists(store.path(*reference)))
-    blobs = without_links(store, plan, set(unfinished.blobs))
-    return with_blobs(store, plan, store.sizes(sorted(blobs)), False)
-
-
-def linked_layers_only(store: Store, repository: Repository,
-                       known: 'AbstractSet[str]' = frozenset()) -> Repository:
-    """Return `repository` without the layer folders that lost their link, `known` ones aside."""
-    there = store.each(lambda digest: digest in known or store.has_link(
-        store.path('layer', repository.name, digest)), list(repository.layers))
-    return repository._replace(layers=dict(compress(repository.layers.items(), there)))
-
-
-def take_away(store: Store, plan: Plan, blobs: 'Iterable[str]' = ()) -> None:
-    """Let what `plan` removes, and these blobs, read as missing in `store` from here on."""
-    store.gone.update(path for reference in plan.references for path in store.paths(reference))
-    store.gone.update(map(store.blob, blobs))
-
-
-def without_links(store: Store, plan: Plan, blobs: 'Set[str]') -> 'Set[str]':
-    """Return those of `blobs` that no repository has a link to once the references are gone."""
-    if blobs:
-        take_away(store, plan)
-    return blobs - store.linked(blobs, plan.signatures)
-
-
-def with_blobs(store: Store, plan: Plan, blobs: 'Dict[str, int]', prune: bool) -> Plan:
-    """Return `plan` in the order of removal, with these blobs and their sizes."""
-    if prune or store.links:
-        take_away(store, plan, blobs)
-    if store.links:
-        refuse_other_names(store)
-    return plan._replace(
-        blobs=blobs,
-        references=sorted(plan.references, key=lambda reference: KINDS.index(reference.kind)),
-        signatures=[blob for blob in plan.signatures if blob in blobs],
-        folders=store.empty_folders() if prune else [])
-
-
-def literal(repo: str, tag: 'Optional[str]' = None) -> Image:
-    """Return the image of these names.  Raises RegistryCleanerError unless they are names."""
-    image = Image(repo, tag)
-    try:
-        if parse_image(str(image)) == image and not image.pattern:
-            return image
-    except ValueError:
-        pass
-    raise RegistryCleanerError("'{}' is no valid image name".format(image))
-
-
-def matching_repositories(image: Image, names: 'List[str]') -> 'List[str]':
-    """Return those of the repositories `names` that `image` is or selects."""
-    return next(filter(None, (matching(name, names) for name in spellings(image))), [])
-
-
-def spellings(image: Image) -> 'List[str]':
-    """Return what the repository that `image` names may be called: `localhost` may be its host."""
-    host, _, rest = image.name.partition('/')
-    return [image.name] + [rest] * (host == 'localhost' and rest != '')
-
-
-def unmatched(request: Request, found: 'Mapping[Image, List[str]]', wishes: 'Mapping[str, Request]',
-              matched: 'AbstractSet[Image]') -> 'List[str]':
-    """Return a warning for each pattern and each exclusion that names nothing.
-
-    `matched` are those that name something in the repositories of `wishes`.  Where nothing is asked
-    of a repository, an exclusion of it counts as a match.
-    """
-    return ["Nothing matches '{}'".format(image) for image in found
-            if (image.pattern or image in request.excluded) and image not in matched
-            and wishes.keys() >= set(found[image])]
-
-
-def refuse_missing(store: Store, images: 'Iterable[Image]', found: 'Mapping[Image, List[str]]',
-                   matched: 'AbstractSet[Image]', finished: 'Iterable[Reference]') -> None:
-    """Refuse when one of `images` is no pattern, and neither `matched` nor just `finished`."""
-    gone = {(repository, name) for _, repository, name, _ in finished}
-    missing = []
-    for image in images:
-        name = found[image][0] if found[image] else image.name
-        part = image.tag or image.digest or ''
-        if image.pattern or image in matched or not gone.isdisjoint(
-                (spelling, one) for spelling in spellings(image) for one in (part, '')):
-            continue
-        what = "No repository '{}'".format(name)
-        if found[image]:
-            what += " {} '{}'".format('tag' if image.tag else 'manifest', part)
-        shorter = image.name.partition('/')[2]
-        hint = ". Did you mean '{}'?".format(shorter) if (
-            not found[image] and shorter in store.repository_names()) else ''
-        missing.append('{} found in repositories directory {}{}'.format(
-            what, store.repositories, hint))
-    if missing:
-        raise RegistryCleanerError('\n'.join(missing))
-
-
-def blobs_of(repository: Repository, lost: 'Iterable[Reference]') -> 'Set[str]':
-    """Return the blobs that the links in `lost` stand for."""
-    return {(repository.layers if reference.kind in LAYERS else repository.revisions)
-            [reference.name] for reference in lost
-            if reference.kind in MANIFESTS + LAYERS}
-
-
-def blobs_kept(repository: Repository, lost: 'List[Reference]', linkless: 'Set[str]') -> 'Set[str]':
-    """Return the blobs that `repository`, without `lost`, links to or names in a manifest."""
-    if names_in(lost, 'repository'):
-        return set()
-    revisions = repository.revisions.keys() - names_in(lost, *MANIFESTS)
-    layers = repository.layers.keys() - names_in(lost, *LAYERS) - linkless
-    kept = set(map(repository.layers.__getitem__, layers))
-    kept.update(map(repository.revisions.__getitem__, revisions))
-    for digest, manifest in repository.manifests.items():
-        if digest in revisions or digest not in repository.revisions and digest in layers:
-            kept.update(manifest.names, repository.signatures.get(digest, ()))
-    return kept
-
-
-def owners_of(repository: Repository, graph: Graph, lost: 'List[Reference]') -> 'Dict[str, str]':
-    """Return the image, 'name:tag' or 'name', that each manifest and each of its blobs go with."""
-    name = repository.name
-    whole = bool(names_in(lost, 'repository'))
-    found = dict.fromkeys(blobs_of(repository, lost), name) if whole else {}
-    left = names_in(lost, *MANIFESTS)
-    tags = [] if whole else sorted(names_in(lost, 'tag'))
-    for tag in tags + ['']:  # in the end what goes with no tag
-        digests = left & what_goes_with(repository, graph, [tag]) if tag else left
-        left = left - digests
-        image = name + ':' + tag if tag else name
-        for digest in digests:
-            found[name + '@' + digest] = image
-            for blob in chain([repository.revisions[digest]], layers_of(repository, digest),
-                              repository.signatures.get(digest, ())):
-                found.setdefault(repository.layers.get(blob, blob), image)
-    return found
+def outcome(v2: str, choice: Choice) -> Outcome:
+    """Return the outcome of a run that deletes all that was chosen."""
+    plan = choice.plan
+    return Outcome(v2, False, plan.references, plan.blobs, choice.upload_bytes, plan.folders,
+                   choice.warnings, [], choice.skipped, choice.kept, choice.owners)
 
 
 # -- The list: what is there, and what deleting it would free -------------------------------------
 
+TOTALS = ('repositories', 'tags', 'manifests', 'blobs', 'size', 'uploads', 'selected', 'untagged',
+          'garbage')
+FIGURES = {'untagged': Request(untagged=True), 'garbage': Request(garbage=True)}
+
+
 class Row(NamedTuple):
-    """One tag in the list.  Sizes are in bytes."""
+    """One line of the list; None where it has no such thing.  Sizes are in bytes."""
 
     repository: str
-    tag: str
-    digest: Optional[str]  # None: broken
-    pushed: Optional[float]  # in seconds
-    size: int  # of the distinct blobs that it reaches
-    frees: int  # what deleting it, and nothing else, would free now
-    damage: str  # why it cannot be pulled whole, if it cannot
+    tag: Optional[str] = None  # of an untagged manifest, the tag that it was
+    digest: Optional[str] = None
+    tags: Optional[int] = None
+    untagged: Optional[int] = None  # manifests that no tag reaches
+    pushed: Optional[float] = None  # in seconds
+    size: int = 0  # of the distinct blobs that it reaches
+    frees: int = 0  # what deleting it, and nothing else, would free now
+    damage: str = ''  # 'what: digest', each after a semicolon
 
 
 class Listing(NamedTuple):
-    """The tags that a request selects, and the whole store."""
+    """What a request selects, and the whole store."""
 
-    rows: List[Row]
-    totals: Dict[str, Optional[int]]  # None: cannot be told, since something cannot be read
+    rows: List[Row]  # those that free most first
+    totals: Dict[str, Optional[int]]  # None: cannot be told, and a warning says why
     warnings: List[str]
+    damaged: bool
+    kind: str  # what the lines are: repositories, tags (and manifests by digest), untagged
 
 
-def list_images(store: Store, request: Request) -> Listing:
-    """Return what `request` selects: all tags if it names no image.  Changes nothing."""
-    names = store.repository_names()
-    found, wishes = by_repository(request, names)
-    store.dated = True
-    repositories = {repository.name: linked_layers_only(store, repository)
-                    for repository in store.read_repositories(names)}
-    store.known = repositories
-    graphs = {name: make_graph(repository) for name, repository in repositories.items()}
-    matched = {image for name, wish in wishes.items()
-               for image in matches(repositories[name], graphs[name], wish)}
-    refuse_missing(store, request.images, found, matched, ())
-    links: Mapping[str, int] = Counter(chain.from_iterable(map(all_links, repositories.values())))
-    try:
-        refuse_unsafe_ground(store, names)
-    except RegistryCleanerError:
-        links = {}  # every deletion is refused, so none would free anything
-    sizes = store.stored_blobs()
-    rows = [row for name, wish in sorted(wishes.items()) for row in list_tags(
-        repositories[name], graphs[name], wish, sizes, links)]
-    rows.sort(key=lambda row: (-row.frees, row.repository, row.tag))
-    totals = {
-        'repositories': len(repositories),
-        'tags': sum(len(one.tags) for one in repositories.values()),
-        'manifests': sum(len(one.revisions) for one in repositories.values()),
-        'blobs': len(sizes), 'size': sum(sizes.values()),
-        'untagged': freed_by(store, Request((Image('*'),), untagged=True)),
-        'garbage': freed_by(store, Request(garbage=True))}
-    return Listing(rows, totals, unmatched(request, found, wishes, matched) if names else [])
+class Line(NamedTuple):
+    """A row, and what decides how much it frees: the blobs of the links that go with it."""
+
+    row: Row
+    going: List[str]  # once for each link
+    uploads: int  # bytes
 
 
-def all_links(repository: Repository) -> 'List[str]':
-    """Return the blob of each link in `repository`."""
-    return (list(repository.layers.values()) + list(repository.revisions.values())
-            + [signature for digest in repository.revisions
-               for signature in repository.signatures.get(digest, ())])
+class Asked(NamedTuple):
+    """What to tell of one repository."""
+
+    name: str
+    wish: Wish
+    now: float
+    bad: Mapping[str, str]  # blob -> what a check found wrong with it
+    reading: bool  # what a check has to read is asked for, too
 
 
-def freed_by(store: Store, request: Request) -> 'Optional[int]':
-    """Return the bytes that `request` would free, None when it would be refused."""
-    before = set(store.gone)
-    try:
-        return sum(plan_request(store, request).blobs.values())
-    except RegistryCleanerError:
-        return None
-    finally:
-        store.gone = before
+class Survey(NamedTuple):
+    """What is told of one repository.  Only blobs that are stored count."""
+
+    name: str
+    lines: List[Line]
+    sizes: Dict[str, int]  # blob -> bytes
+    shared: Set[str]  # blobs that free nothing: their files have another name
+    links: List[str]  # the blob of each link
+    going: Dict[str, List[str]]  # for each figure, the blobs of the links that go
+    named: Set[str]  # blobs that manifests name without a link
+    counts: Dict[str, int]
+    matched: Set[Image]
+    refused: str  # why what was selected must not be deleted
+    reads: Set[str]  # blobs for a check to read
 
 
-def list_tags(repository: Repository, graph: Graph, wish: Request, sizes: 'Mapping[str, int]',
-              links: 'Mapping[str, int]') -> 'Iterator[Row]':
-    """Yield a row for each tag of `repository` that `wish` selects.
+class View:
+    """One repository, as the list shows it."""
 
-    `sizes` holds the size of each stored blob, `links` how many links to each there are, and
-    nothing when every deletion is refused.
-    """
-    now = time.time()
-    needs = make_graph(repository, referrers=False).edges
-    tags = chosen_tags(repository, graph, wish, now)
-    if names_whole(wish.images):
-        tags = set(repository.tags)
-    digests = {image.digest for image in wish.images if image.digest}
-    tags.update(tag for tag in repository.tags if repository.tags[tag].digest in digests)
-    for image in wish.excluded:
-        tags -= tags if image.whole else selected_tags(repository, graph, image)
-    unknown = {digest for digest, manifest in repository.manifests.items() if manifest.fault}
-    unknown.update(tag_node(tag) for tag in repository.tags if repository.tags[tag].fault)
-    in_use = any(written > now - UPLOAD_AGE for written in repository.uploads.values())
-    for tag in sorted(tags):
-        current = repository.tags[tag]
-        reached = reach([tag_node(tag)], graph.edges) & repository.manifests.keys()
-        blobs = {repository.revisions.get(digest, digest) for digest in reached}
-        blobs.update(repository.layers.get(name, name) for digest in reached
-                     for name in repository.manifests[digest].names)
-        lost, layers = lose(repository, graph, {tag_node(tag)},
-                            what_goes_with(repository, graph, [tag]))
-        gone = repository if len(lost) == len(graph.edges) and not in_use else repository._replace(
-            layers={digest: repository.layers[digest] for digest in layers},
-            revisions={digest: repository.revisions[digest] for digest in lost
-                       if digest in repository.revisions})
-        counts = Counter(all_links(gone) if unknown <= lost else ())  # else that is refused
-        yield Row(repository.name, tag, current.digest, current.pushed,
-                  sum(sizes.get(blob, 0) for blob in blobs),
-                  sum(sizes.get(blob, 0) for blob in counts if counts[blob] == links.get(blob)),
-                  damage(repository, tag, needs, sizes))
+    def __init__(self, store: Store, repository: Repository, asked: Asked) -> None:
+        self.store, self.repository, self.asked = store, repository, asked
+        self.graph = Graph(repository)
+        self.sizes: Dict[str, int] = {}  # -1: not stored
+        self.shared: Set[str] = set()
+        self.links = self.stored(blob for links in (repository.layers, repository.revisions)
+                                 for blob in links.values())
+        self.former = {digest: tag for tag in sorted(repository.tags, reverse=True)
+                       for digest in repository.tags[tag].history}
+        self.pointing: Dict[str, List[str]] = {}
+        for tag in repository.tags:
+            self.pointing.setdefault(repository.tags[tag].digest, []).append(tag)
+        found = ((one, list(self.faults_of(one))) for one in self.graph.edges if one != ANYTHING)
+        self.faults = {one: faults for one, faults in found if faults}
+        self.unsure = '' in repository.layers.values() or any(
+            one.fault for held in (repository.manifests, repository.tags)
+            for one in held.values())
+        self.known: Dict[str, Tuple[int, List[str]]] = {}
+        self.reads: Set[str] = set()
 
+    def size(self, blob: str) -> int:
+        """Return the bytes of a blob, -1 if it is not stored."""
+        if blob not in self.sizes:
+            path = self.store.blob(blob) + '/data'
+            try:
+                status = os.lstat(path)
+                if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                    self.shared.add(blob)
+                    status = os.stat(path)
+                self.sizes[blob] = status.st_size if stat.S_ISREG(status.st_mode) else 0
+            except (FileNotFoundError, NotADirectoryError):
+                self.sizes[blob] = -1
+        return self.sizes[blob]
 
-def damage(repository: Repository, tag: str, needs: 'Mapping[str, Iterable[str]]',
-           sizes: 'Mapping[str, int]') -> str:
-    """Return why a tag cannot be pulled whole, '' if it can."""
-    current = repository.tags[tag]
-    if not current.digest:
-        return 'broken link'
-    if current.digest not in repository.manifests:
-        return 'no manifest'
-    for digest in reach([current.digest], needs):
-        manifest = repository.manifests[digest]
+    def stored(self, blobs: Iterable[Optional[str]]) -> List[str]:
+        """Return those of `blobs` that are stored."""
+        return [blob for blob in blobs if blob and self.size(blob) >= 0]
+
+    def faults_of(self, one: str) -> Iterator[str]:
+        """Yield what is wrong with a tag or a manifest itself, told from names and sizes.
+
+        Layers and children may be stored elsewhere: those with `urls`, and of a sparse index.
+        """
+        repository, bad = self.repository, self.asked.bad
+        if one[0] == '/':
+            tag = repository.tags[one[1:]]
+            if tag.fault:
+                yield f'unreadable: tag {one[1:]} ({tag.fault})'
+            elif tag.digest not in repository.manifests:
+                yield f'no manifest: {tag.digest}' if tag.digest else f'broken link: tag {one[1:]}'
+            return
+        manifest = repository.manifests[one]
         if manifest.fault:
-            return 'unreadable'
-        if not manifest.kind:
-            return 'no manifest'
-        for blob in set(manifest.blobs).difference(manifest.foreign):
-            if blob not in repository.layers or repository.layers[blob] not in sizes:
-                return 'incomplete'
-    return ''
+            yield f'unreadable: {one} ({manifest.fault})'
+        for name, size in manifest.names.items():
+            child, blob = name in repository.manifests, blob_of(repository, name)
+            elsewhere = child or name in manifest.foreign or not blob and name in manifest.typed
+            if not blob or self.size(blob) < 0:
+                if repository.layers.get(name) == '':
+                    yield f'broken link: layer {name}'
+                elif not elsewhere:
+                    yield f'layer missing: {blob or name}'
+            elif blob in bad and not child:
+                yield f'{bad[blob]}: {blob}'
+            elif 0 <= size != self.size(blob):
+                yield f'{"manifest" if child else "layer"} of wrong size: {blob}'
+
+    def see(self, start: str) -> Tuple[int, List[str]]:
+        """Return the bytes and the damage of all that a tag or a manifest reaches."""
+        edges = self.graph.edges[start]
+        if start[0] == '/' and len(edges) == 1:  # so many tags of one manifest cost little
+            size, faults = self.see(edges[0])
+            return size, self.faults.get(start, []) + faults
+        if start not in self.known:
+            nodes = self.graph.reach([start])
+            blobs = self.parts(nodes)
+            self.reads.update(blobs if self.asked.reading else ())
+            self.known[start] = (sum(map(self.size, blobs)), sorted({
+                fault for one in nodes if one in self.faults for fault in self.faults[one]}))
+        return self.known[start]
+
+    def parts(self, nodes: Iterable[str]) -> List[str]:
+        """Return the stored blobs of these manifests, and those that they name."""
+        manifests = self.repository.manifests
+        digests = {name for one in nodes if one in manifests
+                   for name in (one, *manifests[one].names)}
+        return self.stored({blob_of(self.repository, digest) or digest for digest in digests})
+
+    def going(self, references: Iterable[Reference]) -> List[str]:
+        """Return the stored blobs of the links among `references`."""
+        links = {'layer': self.repository.layers, 'manifest': self.repository.revisions}
+        return self.stored(links[one.kind].get(one.item) for one in references
+                           if one.kind in links)
+
+    def judge(self, wish: Wish) -> Verdict:
+        """Return what the repository loses by `wish`."""
+        return judge(self.store, self.repository, wish, self.asked.now, self.graph)
+
+    def line(self, row: Row, image: Image) -> Line:
+        """Return the line of `row`, which `image` names, literally.
+
+        The cost is that of what goes: all is judged only where all goes, or damage may keep it.
+        """
+        repository, graph, tags = self.repository, self.graph, self.repository.tags
+        try:
+            asked = [image.tag] if image.tag else self.pointing.get(image.digest, [])
+            seeds = [digest for tag in asked for digest in (tags[tag].digest, *tags[tag].history)
+                     if digest in repository.manifests]
+            wanted = set() if image.whole or image.tag else {image.digest}
+            lost = graph.loss(wanted.union(map(node, asked)), seeds)
+            refuse_kept_index(graph, wanted, lost)
+            if image.whole or self.unsure or len(lost) + 1 >= len(graph.edges):
+                verdict = self.judge(Wish([image], [], Request((image,))))
+                return Line(row, self.going(verdict.references), verdict.upload_bytes)
+        except RegistryCleanerError:
+            return Line(row, [], 0)
+        return Line(row, self.stored([
+            *(repository.revisions.get(digest) for digest in lost),
+            *(repository.layers[digest] for digest in graph.lost_layers(lost))]), 0)
+
+    def whole(self) -> Line:
+        """Return the line of the repository."""
+        repository, graph, bad = self.repository, self.graph, self.asked.bad
+        damage = '; '.join(sorted({f'{fault} in {self.images_with(one)}'
+                                   for one, faults in self.faults.items() for fault in faults}))
+        unused = [f'{bad[blob]}: {blob}, which no manifest here names'
+                  for blob in sorted({*self.links} & bad.keys()) if blob not in damage]
+        if self.asked.reading:
+            self.reads.update(self.links, self.parts(repository.manifests))
+        row = Row(
+            repository.name, tags=len(repository.tags.keys() - graph.referrers.keys()),
+            untagged=len({digest for digest, blob in repository.revisions.items()
+                          if blob is not None} - graph.reach(graph.roots)),
+            pushed=max((tag.pushed for tag in repository.tags.values() if tag.pushed is not None),
+                       default=None),
+            size=sum(map(self.size, set(self.links))),
+            damage='; '.join([damage] * bool(damage) + unused))
+        return self.line(row, Image(repository.name))
+
+    def images_with(self, one: str) -> str:
+        """Return the first few of the images that a tag or a manifest is part of."""
+        met, todo = {one}, [one]
+        for below in todo:  # grows as it goes
+            todo += [other for other in self.graph.reached_by.get(below, ()) if other not in met]
+            met.update(todo[-len(self.graph.reached_by.get(below, ())):])
+        name = self.repository.name
+        tags = sorted(f'{name}:{other[1:]}' for other in met & self.graph.roots)
+        more = f' and {len(tags) - 5} more' if len(tags) > 5 else ''
+        return ', '.join(tags[:5]) + more if tags else f'{name}@{one}'
+
+    def tag(self, tag: str) -> Line:
+        """Return the line of a tag."""
+        read = self.repository.tags[tag]
+        size, faults = self.see(node(tag))
+        return self.line(
+            Row(self.repository.name, tag, read.digest or None, pushed=read.pushed, size=size,
+                damage='; '.join(faults)), Image(self.repository.name, tag))
+
+    def manifest(self, digest: str) -> Line:
+        """Return the line of a manifest."""
+        name = self.repository.name
+        path = self.store.place(name, '_manifests/revisions', digest.replace(':', '/'), 'link')
+        size, faults = self.see(digest)
+        return self.line(
+            Row(name, self.former.get(digest), digest, pushed=written(path), size=size,
+                damage='; '.join(faults)), Image(name, digest=digest))
+
+    def tops(self, references: Iterable[Reference]) -> List[str]:
+        """Return the manifests that go and that nothing else that goes reaches."""
+        going = {node(one.item) if one.kind == 'tag' else one.item for one in references
+                 if one.kind in ('tag', 'manifest')}
+        tops = {one for one in going if going.isdisjoint(self.graph.reached_by.get(one, ()))}
+        tops |= going - self.graph.reach(tops)
+        return sorted(one for one in tops if one[0] != '/')
+
+    def lines(self, verdict: Verdict) -> List[Line]:
+        """Return a line for each thing that the wish selects, whose `verdict` this is."""
+        wish, manifests, tags = self.asked.wish, self.repository.manifests, self.repository.tags
+        if wish.request.untagged:
+            return [self.manifest(digest) for digest in self.tops(verdict.references)]
+        spared_tags = named_tags(wish.excluded, {tag: tags[tag].digest for tag in tags})
+        spared = {image.digest for image in wish.excluded if not image.tag} & manifests.keys()
+        if wish.bare and not (spared or spared_tags):
+            return [self.whole()]
+        asked, wanted = asked_for(self.store, self.graph, wish, self.asked.now, spared_tags,
+                                  wish.bare, Verdict(self.repository.name))
+        wanted -= self.graph.reach({*spared, *map(node, spared_tags)})
+        wanted.update(self.tops(verdict.references) if wish.bare else ())
+        return [self.tag(tag) for tag in sorted(asked) if tags[tag].digest not in wanted] + [
+            self.manifest(digest) for digest in sorted(wanted)]
 
 
-# -- The report -----------------------------------------------------------------------------------
+def survey(store: Store, asked: Asked) -> Survey:
+    """Return what is told of one repository, which is read once."""
+    repository, wish = store.repository(asked.name), asked.wish
+    view = View(store, repository, asked)
+    verdicts = {figure: view.judge(Wish([], [], request)) for figure, request in FIGURES.items()}
+    refused, lines = '', []  # type: str, List[Line]
+    if not any(image.whole for image in wish.excluded) and (
+            wish.images or wish.request.untagged and not wish.request.images):
+        try:
+            verdicts['selected'] = view.judge(wish)
+        except RegistryCleanerError as error:
+            refused = str(error)
+        lines = view.lines(verdicts.get('selected') or Verdict(asked.name))
+    uploads = [measure_upload(store, store.place(asked.name, '_uploads', upload))
+               for upload in repository.uploads]
+    counts = {
+        'repositories': 1, 'tags': len(repository.tags),
+        'manifests': sum(blob is not None for blob in repository.revisions.values()),
+        'uploads': sum(size for _, size in uploads),
+        'old uploads': sum(size for last, size in uploads if last <= asked.now - UPLOAD_AGE),
+        **{figure: verdict.upload_bytes for figure, verdict in verdicts.items()}}
+    return Survey(
+        asked.name, lines, {blob: size for blob, size in view.sizes.items() if size >= 0},
+        view.shared, view.links,
+        {figure: view.going(verdict.references) for figure, verdict in verdicts.items()},
+        verdicts['garbage'].used.difference(view.links), counts,
+        {image for image in wish.images + wish.excluded if names_something(repository, image)},
+        refused, view.reads.difference(repository.revisions.values()))
+
+
+def survey_some(v2: str, asked: Sequence[Asked]) -> List[Survey]:
+    """Return what is told of some repositories, in a process of its own."""
+    store = Store(v2, Workers(1))
+    return [survey(store, one) for one in asked]
+
+
+def survey_all(store: Store, asked: Sequence[Asked]) -> List[Survey]:
+    """Return what is told of these repositories; see judge_all."""
+    if store.workers.threads() > 1 or len(asked) < WORTH_A_PROCESS or (os.cpu_count() or 1) < 2:
+        return store.workers.each(lambda one: survey(store, one), asked, 'Reading repositories',
+                                  large=True)
+    from concurrent.futures import ProcessPoolExecutor  # takes longer than many a run
+    parts = [asked[start:start + 16] for start in range(0, len(asked), 16)]
+    store.workers.step, store.workers.done, store.workers.total = (
+        'Reading repositories', 0, len(asked))
+    surveys: List[Survey] = []
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+        for some in pool.map(survey_some, [store.v2] * len(parts), parts):
+            surveys += some
+            store.workers.done = len(surveys)
+    return surveys
+
+
+def measure_others(store: Store, sizes: Dict[str, int], shared: Set[str]) -> None:
+    """Add to the `sizes` of blobs those that no repository has."""
+    def measure(folder: str) -> None:
+        algorithm, two = folder.split('/')
+        for entry in store.entries(f'{store.blobs}/{folder}'):
+            digest = f'{algorithm}:{entry.name}'
+            if entry.is_symlink():
+                shared.add(digest)
+            if digest not in sizes and is_digest(digest) and entry.name.startswith(two):
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    status = os.lstat(entry.path + '/data')
+                    sizes[digest] = status.st_size if stat.S_ISREG(status.st_mode) else 0
+                    shared.update([digest] * (status.st_nlink > 1))
+
+    store.workers.each(measure, [
+        f'{algorithm}/{two}' for algorithm in store.folders(store.blobs)
+        if algorithm in ALGORITHMS for two in store.folders(f'{store.blobs}/{algorithm}')],
+        'Measuring blobs')
+
+
+def list_images(store: Store, request: Request, now: float, bad: Mapping[str, str] = {},
+                reads: Optional[Dict[str, int]] = None) -> Listing:
+    """Return what `request` selects: all repositories if it names no image.  Changes nothing.
+
+    `bad` are blobs with what a check found; with `reads`, add to it what a check has to read.
+    Raises RegistryCleanerError for a word that names nothing, and OSError.
+    """
+    if not (request.images or request.untagged):
+        request = request._replace(images=(Image('*'),))
+    names = store.repository_names()
+    known = set(names)
+    images, excluded = Words(request.images, known), Words(request.excluded, known, True)
+    wishes = {name: Wish(images.of(name), excluded.of(name), request) for name in names}
+    surveys = survey_all(store, [Asked(name, wishes[name], now, bad, reads is not None)
+                                 for name in names])
+    verdicts = [Verdict(name) for name in names]
+    for verdict, one in zip(verdicts, surveys):
+        verdict.matched = one.matched
+    warnings = find_missing(store, request, wishes, verdicts, names) if names or (
+        request.images != (Image('*'),)) else []
+    sizes: Dict[str, int] = {}
+    links, counts = Counter(), Counter()  # type: Counter[str], Counter[str]
+    for one in surveys:
+        sizes.update(one.sizes)
+        links.update(one.links)
+        counts.update(one.counts)
+        if reads is not None:
+            reads.update((blob, one.sizes[blob]) for blob in one.reads)
+    shared = set().union(*(one.shared for one in surveys))
+    measure_others(store, sizes, shared)
+    refused = {**{'selected': one.refused for one in surveys if one.refused}, **unsafe(store, names)}
+
+    def freed(going: Iterable[str]) -> int:
+        return sum(sizes[blob] for blob, count in Counter(going).items()
+                   if count == links[blob] and blob not in shared)
+
+    totals: Dict[str, Optional[int]] = {
+        **{figure: counts[figure] for figure in (*TOTALS, 'old uploads')},
+        'blobs': len(sizes), 'size': sum(sizes.values())}
+    for figure in ('selected', 'untagged'):
+        totals[figure] = counts[figure] + freed(
+            blob for one in surveys for blob in one.going.get(figure, ()))
+    named = set().union(*(one.named for one in surveys))
+    going = Counter(blob for one in surveys for blob in one.going['garbage'])
+    totals['garbage'] = counts['garbage'] + sum(
+        size for blob, size in sizes.items()
+        if going[blob] == links[blob] and blob not in named and blob not in shared)
+    for figure in refused:
+        totals[figure] = 0 if figure == 'selected' else None
+    rows = [line.row._replace(frees=0 if 'untagged' in refused else line.uploads + freed(line.going))
+            for one in surveys for line in one.lines]
+    rows.sort(key=lambda row: (-row.frees, row.repository, row.tag or '', row.digest or ''))
+    kind = 'untagged' if request.untagged else 'repositories' if any(
+        image.whole for image in request.images) else 'tags'
+    return Listing(rows, totals, warnings + sorted(set(refused.values())),
+                   any(row.damage for row in rows), kind)
+
+
+def unsafe(store: Store, names: Sequence[str]) -> Dict[str, str]:
+    """Return why nothing may be deleted by the selection, by -u and by -g, where that is so."""
+    found = {}
+    for figure in ('selected', 'untagged', 'garbage'):
+        try:
+            refuse_unsafe_ground(store, names, figure == 'garbage')
+        except RegistryCleanerError as error:
+            found[figure] = str(error)
+    return found
+
+
+# -- The check: every byte ------------------------------------------------------------------------
+
+def check_images(store: Store, request: Request, now: float) -> Listing:
+    """Return what `request` selects, with the damage that reading every byte of it shows."""
+    reads: Dict[str, int] = {}
+    list_images(store, request, now, reads=reads)
+    blobs = sorted(reads, key=lambda blob: -reads[blob])
+    readers, workers = Workers(os.cpu_count() or 1), store.workers
+    workers.step, workers.done, workers.total = 'Reading blobs', 0, len(blobs)
+
+    def fault(blob: str) -> str:
+        found = fault_of(store, blob, reads[blob])
+        workers.done += 1
+        return found
+
+    faults = dict(zip(blobs, readers.each(fault, blobs)))
+    listing = list_images(store, request, now, {blob: faults[blob] for blob in blobs
+                                                if faults[blob]})
+    listing.totals['read'] = sum(reads.values())
+    return listing
+
+
+def fault_of(store: Store, blob: str, size: int) -> str:
+    """Read a blob, of about `size` bytes; return what is wrong with it, '' if nothing is."""
+    algorithm, _, digits = blob.partition(':')
+    try:
+        descriptor = os.open(store.blob(blob) + '/data', os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, 'rb', buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return 'it is no regular file'
+            found, view = hashlib.new(algorithm), memoryview(bytearray(min(size + 1, 1 << 20)))
+            read = file.readinto(view)
+            while read:
+                found.update(view[:read])
+                read = file.readinto(view)
+    except OSError as error:
+        return f'it cannot be read ({error.strerror})'
+    return '' if found.hexdigest() == digits else 'its content does not match its digest'
+
+
+# -- The table ------------------------------------------------------------------------------------
+
+NUMBERS = ('TAGS', 'UNTAGGED', 'SIZE', 'FREES')  # columns that end where their headings do
+COLUMNS = ('WAS', 'DIGEST', 'TAGS', 'UNTAGGED', 'PUSHED', 'SIZE', 'FREES', 'DAMAGE', 'BAR')
+DISPENSABLE = ('DIGEST', 'UNTAGGED', 'WAS', 'TAGS', 'PUSHED', 'BAR', 'DAMAGE')  # the first first
+
 
 def count(number: int, singular: str, plural: str = '') -> str:
     """Return '1 tag', '2 tags'."""
-    return '{:,} {}'.format(number, singular if number == 1 else plural or singular + 's')
+    return f'{number:,} {singular if number == 1 else plural or singular + "s"}'
 
 
-def size_text(size: float) -> str:
+def human_size(size: Optional[float]) -> str:
     """Return a number of bytes as a reader takes it in: '1.4 GiB'."""
-    if size < 1024:
-        return count(int(size), 'byte')
+    if size is None or size < 1024:
+        return 'unknown' if size is None else count(int(size), 'byte')
     for unit in ('KiB', 'MiB', 'GiB', 'TiB'):
         size /= 1024
         if size < 1024:
             break
-    return '{:.1f} {}'.format(size, unit)
+    return f'{size:.1f} {unit}'
 
 
-def table(listing: Listing, width: int, ages: bool) -> 'Iterator[str]':
-    """Yield the lines of the list; push times are `ages` or dates.
+def shortened(text: str, width: int) -> str:
+    """Return `text` in at most `width` columns, its middle left out if need be."""
+    half = (width - 1) // 2
+    return text if len(text) <= width else text[:width - 1 - half] + '…' + text[len(text) - half:]
 
-    With a `width`, that of a terminal, they fit it, and bars show each line's share of the largest.
+
+def wrapped(text: str, width: int) -> str:
+    """Return `text` in lines of at most `width` columns, 0 for any number."""
+    lines = ['']
+    for word in text.split(' '):
+        if width and lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append(' ')
+        lines[-1] += ' ' * bool(lines[-1]) + word
+    return '\n'.join(lines)
+
+
+def word_of(row: Row, kind: str) -> str:
+    """Return the word that names what a row stands for."""
+    by_digest = row.digest and (kind == 'untagged' or row.tag is None)
+    return str(Image(row.repository, '' if by_digest else row.tag or '',
+                     row.digest or '' if by_digest else ''))
+
+
+def cells(row: Row, kind: str, ages: bool) -> Dict[str, str]:
+    """Return what each column shows of a row; push times are ages or dates."""
+    faults = dict.fromkeys(part.partition(': ')[0] for part in row.damage.split('; '))
+    pushed = '' if row.pushed is None else span(time.time() - row.pushed) + ' ago' if ages else (
+        time.strftime('%Y-%m-%d %H:%M', time.localtime(row.pushed)))
+    untagged = kind == 'untagged'
+    return {
+        '': word_of(row, kind).partition('@sha')[0].partition('@')[0] if row.digest and (
+            untagged or row.tag is None) else word_of(row, kind),
+        'WAS': row.tag or '' if untagged else '', 'DIGEST': (row.digest or '').partition(':')[2][:12],
+        'TAGS': '' if row.tags is None else f'{row.tags:,}',
+        'UNTAGGED': '' if row.untagged is None else f'{row.untagged:,}', 'PUSHED': pushed,
+        'SIZE': human_size(row.size), 'FREES': human_size(row.frees), 'DAMAGE': ', '.join(faults)}
+
+
+def table(listing: Listing, width: int, verbose: bool) -> Iterator[str]:
+    """Yield the lines of the list.
+
+    With a `width`, that of a terminal, they fit it: long names are shortened, and columns left
+    out.  Bars show what each line frees beside the first.
     """
-    now = time.time()
-    date = '%Y-%m-%d' if 0 < width < 80 else '%Y-%m-%d %H:%M'
-    cells = [('IMAGE', 'DIGEST', 'PUSHED', 'SIZE', 'FREES')]
-    for row in listing.rows:
-        pushed = '?' if row.pushed is None else age_text(now - row.pushed) if ages else (
-            time.strftime(date, time.localtime(row.pushed)))
-        cells.append((row.repository + ':' + row.tag, row.damage or str(row.digest)[7:19], pushed,
-                      size_text(row.size), size_text(row.frees)))
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    room = width - sum(widths[1:]) - 8  # for the image
-    bar = min(20, room - widths[0] - 2)
-    if width:
-        widths[0] = max(8, min(widths[0], room))
-    largest = listing.rows[0].frees if listing.rows else 0
-    for number, (image, *rest) in enumerate(cells):
-        if len(image) > widths[0]:
-            half = widths[0] // 2 - 1
-            image = image[:half] + '..' + image[half + 2 - widths[0]:]
-        line = '{:{}}  {:{}}  {:{}}  {:>{}}  {:>{}}'.format(
-            *chain(*zip((image, *rest), widths)))
-        if number and width and bar >= 4 and largest:
-            line += '  ' + '#' * (listing.rows[number - 1].frees * bar // largest)
-        yield line[:width or None].rstrip()
-    totals = {name: 'unknown' if total is None else size_text(total)
-              for name, total in listing.totals.items()}
-    counts = [count(listing.totals[noun + 's'] or 0, noun) for noun in ('tag', 'manifest', 'blob')]
-    yield '{} stored: {}, {}'.format(totals['size'], count(
-        listing.totals['repositories'] or 0, 'repository', 'repositories'),
-        ', '.join(counts))[:width or None]
-    yield "Would be freed: {untagged} by -u -i '*', {garbage} by -g".format(**totals)
+    heading = 'REPOSITORY' if all(row.tags is not None for row in listing.rows) and (
+        listing.kind == 'repositories') else 'IMAGE'
+    lines = [cells(row, listing.kind, bool(width) and not verbose) for row in listing.rows]
+    for line in lines:
+        line['DAMAGE'] = shortened(line['DAMAGE'], 24) if width else line['DAMAGE']
+    columns = [name for name in COLUMNS if name in ('SIZE', 'FREES') or name == 'BAR' and width
+               or any(line.get(name) for line in lines)]
+    widths = {name: max([len(name)] + [len(line.get(name, '')) for line in lines])
+              for name in columns}
+    widths['BAR'] = width // 10
+    longest = max([len(heading)] + [len(line['']) for line in lines])
+    for name in DISPENSABLE:
+        rest = width - sum(widths[column] + 2 for column in columns)
+        if width and rest < min(longest, max(10, width // 4)) and name in columns:
+            columns.remove(name)
+    rest = width - sum(widths[column] + 2 for column in columns)
+    first = min(longest, max(rest, 1)) if width else longest
+    largest = max([row.frees for row in listing.rows] + [1])
+    for number, line in enumerate([{name: name for name in COLUMNS}] + lines):
+        text = f'{shortened(line[""], first) if number else heading:{first}}'
+        for place, name in enumerate(columns):
+            if name == 'BAR':
+                size = listing.rows[number - 1].frees * widths[name] // largest if number else 0
+                text += '  ' + '#' * size
+                continue
+            right = name in NUMBERS and (place or widths[name] == len(name))
+            text += f'  {line[name]:{">" if right else "<"}{widths[name]}}'
+        yield text.rstrip()
 
 
-def age_text(seconds: float) -> str:
-    """Return how long ago something was: '3 days ago'."""
-    for unit, length in (('year', 365 * 86400), ('month', 30 * 86400), ('week', 7 * 86400),
-                         ('day', 86400), ('hour', 3600), ('minute', 60)):
-        if seconds >= 2 * length or seconds >= length and unit in ('day', 'hour', 'minute'):
-            return count(int(seconds // length), unit) + ' ago'
-    return 'just now'
+def list_text(listing: Listing, request: Request, v2: str, width: int, verbose: bool) -> str:
+    """Return the list, or what a check found, for a terminal of this width; 0 for no terminal."""
+    if 'read' in listing.totals:
+        return '\n'.join(check_lines(listing, v2))
+    totals = {name: human_size(total) for name, total in listing.totals.items()}
+    counts = [count(listing.totals[f'{noun}s'] or 0, noun) for noun in ('tag', 'manifest', 'blob')]
+    repositories = count(listing.totals['repositories'] or 0, 'repository', 'repositories')
+    disk = shutil.disk_usage(v2)
+    below = [
+        f'Deleting all of these together frees {totals["selected"]}',
+        f'Stored: {totals["size"]} in {repositories}, {", ".join(counts)}',
+        f'Uploads: {totals["uploads"]}, of these not written to for a day: '
+        f'{totals["old uploads"]}',
+        f'Would be freed: {totals["untagged"]} by -u, {totals["garbage"]} by -g',
+        f'Disk: {human_size(disk.used)} of {human_size(disk.total)} in use, '
+        f'{human_size(disk.free)} free']
+    return '\n'.join([*table(listing, width, verbose), '', *(wrapped(text, width) for text in below),
+                      shortened(v2, width) if width else v2])
 
 
-LINES = {'tag': 'tag {0}:{1}', 'entry': 'history entry {1} of {0}:{2}', 'index': 'manifest {0}@{1}',
-         'manifest': 'manifest {0}@{1}', 'layer': 'layer link {1} of {0}',
-         'alias': 'layer link {1} of {0}',
-         'leftover': 'empty link folder {1} of {0}', 'upload': 'upload {1} of {0}',
-         'repository': 'repository {0}'}
+def check_lines(listing: Listing, v2: str) -> Iterator[str]:
+    """Yield what a check found: each damaged image, what is wrong with it, and what to do."""
+    damaged = [row for row in listing.rows if row.damage]
+    for row in damaged:
+        yield word_of(row, listing.kind) + ' is damaged:'
+        yield from ('  ' + part for part in row.damage.split('; '))
+    rest = f'{human_size(listing.totals["read"])} of layers read in {v2}'
+    if not damaged:
+        yield f'No damage found: {count(len(listing.rows), "line")}, {rest}'
+        return
+    yield f'{len(damaged):,} of {len(listing.rows):,} damaged, {rest}'
+    yield ('To repair an image, remove the folder of each damaged blob below '
+           f"'{v2}/blobs', restart the registry, and push the image again")
+    yield f'To delete it: {PROGRAM} -i {word_of(damaged[0], listing.kind)}'
 
 
-def report(plan: Plan, dry_run: bool) -> None:
-    """Log what was, or would be, removed; the summary last.
+def listing_names(listing: Listing) -> str:
+    """Return the names of the lines, as `-i -` takes them; of a check, only what is damaged.
 
-    What goes with an image is counted there, and has a line of its own at level DEBUG.
+    What no word can name is left out, with a warning.
     """
-    verb = 'Would delete' if dry_run else 'Deleted'
-    for text in plan.warnings:
-        log.warning('%s', text)
-    whole = {name for kind, name, *_ in plan.references if kind == 'repository'}
-    manifests = Counter(plan.owners.get(name + '@' + digest, '')  # how many go with each image
-                        for kind, name, digest, _ in plan.references if kind in MANIFESTS)
-    blobs = Counter(plan.owners.get(digest, '') for digest in plan.blobs)
-    sizes: Counter[str] = Counter()
-    for digest, size in plan.blobs.items():
-        sizes[plan.owners.get(digest, '')] += size
+    names = []
+    for row in listing.rows if 'read' not in listing.totals else [
+            row for row in listing.rows if row.damage]:
+        word = word_of(row, listing.kind)
+        try:
+            image: Optional[Image] = parse_image(word)
+        except ValueError:
+            image = None
+        if image and image.name == row.repository and word == word.strip() and not (
+                word.startswith('#') or '\n' in word):
+            names.append(word)
+        else:
+            log.warning("No word can name '%s': it is left out", word)
+    return '\n'.join(names)
 
-    def freed(image: str) -> str:
-        return count(blobs[image], 'blob') + ', ' + size_text(sizes[image])
 
-    for kind, *names in plan.references:
-        shown = kind == 'repository' or kind in ('tag', 'upload') and names[0] not in whole
-        level = logging.INFO if shown else logging.DEBUG
-        if log.isEnabledFor(level):
-            line = verb + ' ' + LINES[kind].format(*names)
-            if kind in ('tag', 'repository'):
-                image = ':'.join(filter(None, names))
-                if image in manifests or image in blobs:
-                    line += ' ({}, {})'.format(count(manifests[image], 'manifest'), freed(image))
-            log.log(level, '%s', line)
-    for name in sorted(manifests.keys() - whole - {''}):
-        if ':' not in name:
-            log.info('%s %s of %s (%s)', verb, count(manifests[name], 'untagged manifest'), name,
-                     freed(name))
+def listing_json(listing: Listing, v2: str) -> Dict[str, Any]:
+    """Return the list, or what a check found, as `--json` prints it."""
+    images = [dict(row._asdict(), damage=row.damage or None, pushed=(
+        None if row.pushed is None else time.strftime(
+            '%Y-%m-%dT%H:%M:%SZ', time.gmtime(row.pushed)))) for row in listing.rows]
+    return {'registry': v2, 'images': images,
+            'total': {name: listing.totals[name] for name in TOTALS}}
+
+
+# -- The report -----------------------------------------------------------------------------------
+
+def say(level: int, text: str) -> None:
+    """Log `text`, each line for itself."""
+    for line in text.split('\n'):
+        log.log(level, '%s', line)
+
+
+def report(outcome: Outcome, save_to: str = '') -> None:
+    """Say what was, or would be, deleted; the summary comes last."""
+    verb = 'Would delete' if outcome.dry_run else 'Deleted'
+    for text in outcome.warnings:
+        say(logging.WARNING, text)
+    for name, reason in outcome.kept:
+        say(logging.INFO if outcome.dry_run else logging.DEBUG, f'Keeps {name}, {reason}')
+    if outcome.earlier:
+        say(logging.INFO, f"Finished the earlier run: {count(len(outcome.earlier), 'blob')}, "
+            + human_size(sum(outcome.earlier.values())))
+    if outcome.saved:
+        say(logging.INFO, f"{'Would save' if outcome.dry_run else 'Saved'} what goes "
+            f"({human_size(outcome.saved)}) to '{save_to}'. To bring it back: "
+            f"tar -xf '{save_to}' -C '{outcome.v2}'")
+    report_references(outcome, verb)
     if log.isEnabledFor(logging.DEBUG):
-        for digest, size in plan.blobs.items():
-            log.debug('%s blob %s (%s)', verb, digest, size_text(size))
-        for folder in plan.folders:
-            log.debug("%s empty folder '%s'", verb, folder)
-    log.info('%s', summary(plan, verb))
+        for digest, size in outcome.blobs.items():
+            say(logging.DEBUG, f'{verb} blob {digest} ({human_size(size)})')
+        for folder in outcome.folders:
+            say(logging.DEBUG, f"{verb} empty folder '{folder}'")
+    for name, reason in outcome.skipped.items():
+        say(logging.ERROR, f'Repository {name}: {reason}')
+    for path, reason in outcome.failed:
+        say(logging.ERROR, f"Cannot delete '{path}': {reason}")
+    if outcome.nothing and (outcome.skipped or outcome.failed):
+        say(logging.ERROR, 'Nothing was deleted')
+    else:
+        say(logging.INFO, summary(outcome, verb))
 
 
-def summary(plan: Plan, verb: str) -> str:
-    """Return the one line that says what went and how many bytes are free."""
-    kinds = Counter(kind for kind, *_ in plan.references)
-    counts: List[Any] = [
-        (kinds['repository'], 'repository', 'repositories'), (kinds['tag'], 'tag'),
-        (kinds['index'] + kinds['manifest'], 'manifest'), (kinds['upload'], 'upload'),
-        (len(plan.blobs), 'blob'), (len(plan.folders), 'empty folder')]
-    if not any(item[0] for item in counts):
-        counts = [(kinds['alias'] + kinds['layer'], 'layer link'),
-                  (kinds['entry'] + kinds['leftover'], 'leftover')]
-    what = ', '.join(count(*item) for item in counts if item[0])
+def report_references(outcome: Outcome, verb: str) -> None:
+    """Say which references go; what goes with a tag or a repository only at level DEBUG."""
+    whole = {one.repository for one in outcome.references if one.kind == 'repository'}
+    named = {name for name in whole if not outcome.owners.get(name)}  # rather than their tags
+    tagged = {one.repository for one in outcome.references if one.kind == 'tag'} | whole
+    manifests = Counter(one.repository for one in outcome.references
+                        if one.kind == 'manifest' and one.repository not in tagged)
+    for one in outcome.references:
+        shown = one.kind == 'repository' or (one.kind in ('tag', 'upload') and
+                                             one.repository not in named)
+        level = logging.INFO if shown or manifests[one.repository] == 1 and (
+            one.kind == 'manifest') else logging.DEBUG
+        if log.isEnabledFor(level):
+            owner = outcome.owners.get(one.repository) if one.kind == 'repository' else ''
+            say(level, f'{verb} {one.written(KINDS[one.kind].line)}'
+                + (f', with its last tag {owner}' if owner else ''))
+    for name in sorted(manifests):
+        if manifests[name] > 1:
+            say(logging.INFO, f'{verb} {count(manifests[name], "manifest")} of {name}')
+
+
+def summary(outcome: Outcome, verb: str) -> str:
+    """Return the line that says what went, from where, and how many bytes that freed."""
+    kinds = Counter(one.kind for one in outcome.references)
+    counts = [count(kinds['repository'], 'repository', 'repositories'), count(kinds['tag'], 'tag'),
+              count(kinds['manifest'], 'manifest'), count(kinds['upload'], 'upload')]
+    if not (kinds['repository'] or kinds['tag'] or kinds['manifest']):
+        counts += [count(kinds['layer'], 'layer link'),
+                   count(kinds['entry'] + kinds['leftover'], 'leftover')]
+    counts += [count(len(outcome.blobs), 'blob'), count(len(outcome.folders), 'empty folder')]
+    what = ', '.join(text for text in counts if not text.startswith('0 '))
+    freed = human_size(sum(outcome.blobs.values()) + outcome.upload_bytes)
     if not what:
-        return 'Nothing to delete' if not plan.failed else 'Nothing was deleted'
-    names = list({reference.repository for reference in plan.references})
-    where = ' of {} repositories'.format(len(names)) if names[1:] else ' of '.join(['', *names])
-    return '{} {}{}: {} freed'.format(verb, what, where, size_text(sum(plan.blobs.values())))
+        return 'Nothing to delete'
+    return f"{verb} {what} of {outcome.v2}: {freed} {'would be ' * outcome.dry_run}freed"
 
 
-def plan_json(plan: Plan, v2: str, dry_run: bool) -> 'Dict[str, Any]':
-    """Return what was, or would be, removed, as `--json` prints it."""
-    def named(separator: str, *kinds: str) -> 'List[str]':
-        return [reference.repository + separator + reference.name
-                for reference in plan.references if reference.kind in kinds]
+def plan_json(outcome: Outcome) -> Dict[str, Any]:
+    """Return what was, or would be, deleted, as `--json` prints it."""
+    def named(kind: str, separator: str) -> List[str]:
+        return [one.repository + separator + one.item for one in outcome.references
+                if one.kind == kind]
 
-    return {'registry': v2, 'dry_run': dry_run, 'repositories': named('', 'repository'),
-            'tags': named(':', 'tag'), 'manifests': named('@', 'index', 'manifest'),
-            'layers': len(named('', *LAYERS)), 'uploads': len(named('', 'upload')),
-            'blobs': [{'digest': digest, 'size': size} for digest, size in plan.blobs.items()],
-            'freed': sum(plan.blobs.values()), 'warnings': plan.warnings,
-            'failed': [{'path': path, 'error': error} for path, error in plan.failed]}
-
-
-def listing_json(listing: Listing, v2: str) -> 'Dict[str, Any]':
-    """Return the list as `--json` prints it."""
-    images = []
-    for row in listing.rows:
-        pushed = None if row.pushed is None else time.strftime('%Y-%m-%dT%H:%M:%SZ',
-                                                               time.gmtime(row.pushed))
-        images.append({'repository': row.repository, 'tag': row.tag, 'digest': row.digest,
-                       'pushed': pushed, 'size': row.size, 'frees': row.frees})
-    return {'registry': v2, 'images': images, 'total': listing.totals}
+    blobs = {**outcome.earlier, **outcome.blobs}
+    return {'registry': outcome.v2, 'dry_run': outcome.dry_run,
+            'repositories': named('repository', ''), 'tags': named('tag', ':'),
+            'manifests': named('manifest', '@'), 'layers': len(named('layer', '')),
+            'uploads': len(named('upload', '')), 'upload_bytes': outcome.upload_bytes,
+            'blobs': [{'digest': digest, 'size': size} for digest, size in blobs.items()],
+            'freed': sum(blobs.values()) + outcome.upload_bytes, 'warnings': outcome.warnings,
+            'failed': [{'path': path, 'error': reason} for path, reason in outcome.failed],
+            'skipped': [{'repository': name, 'error': reason}
+                        for name, reason in outcome.skipped.items()]}
 
 
-def columns(stream: 'IO[str]') -> int:
-    """Return the width of the terminal that `stream` is."""
+# -- The terminal ---------------------------------------------------------------------------------
+
+def columns(stream: Optional[IO[str]]) -> int:
+    """Return the width of the terminal that `stream` is, 0 if it is none."""
     try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
+        return (os.get_terminal_size(stream.fileno()).columns or 80) if (
+            stream and stream.isatty()) else 0
     except (ValueError, OSError):
         return 80
 
 
 class Terminal(logging.StreamHandler):  # type: ignore[type-arg]
-    """Log to standard error; on a terminal, show the progress of a longer run in its last line."""
+    """Logs to standard error; on a terminal without time stamps, with progress in the last line."""
 
-    def __init__(self, progress: bool) -> None:
+    def __init__(self, workers: Workers, progress: bool) -> None:
         super().__init__()
+        self.workers, self.width = workers, columns(sys.stderr)
         self.setFormatter(logging.Formatter('%(levelname)-8s [%(asctime)s]  %(message)s'))
-        self.next = time.monotonic() + 0.5 if (
-            progress and sys.stderr is not None and sys.stderr.isatty()) else float('inf')
-        self.shown = False
+        self.drawn = ''  # the progress line
+        self.ended = threading.Event()
+        if self.width and progress:
+            threading.Thread(target=self.watch, daemon=True).start()
 
-    def progress(self, step: Step, done: int, total: int) -> None:
-        """Show that `done` of `total` operations of a step are done."""
-        if time.monotonic() >= self.next:
-            self.next = time.monotonic() + 0.1
-            text = '{} {:,} of {:,}'.format(step(), done, total)
-            self.write(text[:columns(sys.stderr) - 1])
-            self.shown = True
+    def watch(self) -> None:
+        """Show the progress of a longer run until the end."""
+        workers, pause = self.workers, 0.5
+        while not self.ended.wait(pause):
+            text = f'{workers.step} {workers.done:,} of {workers.total:,}'
+            if workers.step:
+                self.draw(text[:self.width - 1])
+            pause = 0.1
 
-    def clear(self) -> None:
-        """Take the progress line away."""
-        if self.shown:
-            self.shown = False
-            self.write('')
-
-    def write(self, text: str) -> None:
+    def draw(self, text: str) -> None:
         """Show `text` in the last line, instead of what is there."""
-        with contextlib.suppress(OSError):  # the terminal may be gone, and the work goes on
-            print('\r\x1b[K' + text, end='', file=sys.stderr, flush=True)
+        self.acquire()
+        try:
+            if text != self.drawn and not (text and self.ended.is_set()):
+                self.drawn = text
+                print('\r\x1b[K' + text, end='', file=self.stream, flush=True)
+        except OSError:
+            pass  # the terminal may be gone, and the work goes on
+        finally:
+            self.release()
+
+    def end(self) -> None:
+        """Take the progress line away for good."""
+        self.ended.set()
+        self.draw('')
+
+    def format(self, record: logging.LogRecord) -> str:
+        if not self.width:
+            return super().format(record)
+        prefix = f'{record.levelname.capitalize()}: ' * (record.levelno > logging.INFO)
+        return prefix + record.getMessage()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.clear()
+        self.draw('')
         super().emit(record)
-
-
-# -- The command line -----------------------------------------------------------------------------
-
-EXAMPLES = """\
-examples:
-  delete_docker_registry_image -l             what is there, what would I gain?
-  delete_docker_registry_image -n -i team/app:1.0        what would be deleted?
-  delete_docker_registry_image -i 'team/*:pr-*' -x team/app:pr-7 --keep-last 3
-  delete_docker_registry_image -u -g -p -i '*'    clean the whole registry
-
-Stop the registry first and start it again afterwards: it caches what it has
-seen. Images of a Harbor, or of a GitLab registry with a metadata database, are
-deleted there, not here: their tags are not on this disk.
-
-exit status: 0 done, or nothing to do; 1 refused or failed, nothing was
-deleted; 2 usage; 3 some things could not be deleted (each is named);
-130 and 143 interrupted
-"""
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, add_help=False, epilog=EXAMPLES,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=26, width=79),
-        usage='%(prog)s [options] -i IMAGE [-i IMAGE ...]',
-        description='Delete images from the disk of a stopped Docker registry.')
-    what = parser.add_argument_group('what to delete')
-    what.add_argument('-i', '--image', metavar='IMAGE', action='append', default=[], dest='images',
-                      help='NAME, NAME:TAG or NAME@DIGEST; repeatable. NAME and TAG may be '
-                           'patterns (* ? [...]; * also matches /). - reads one a line from '
-                           'standard input')
-    what.add_argument('-u', '--untagged', action='store_true',
-                      help='in the named repositories delete only what no tag reaches')
-    what.add_argument('-g', '--garbage', action='store_true',
-                      help='whole registry: delete what nothing uses')
-    what.add_argument('-p', '--prune', action='store_true', help='delete empty folders')
-    keep = parser.add_argument_group('what to keep')
-    keep.add_argument('-x', '--exclude', metavar='IMAGE', action='append', default=[],
-                      dest='excluded', help='never delete what this names; repeatable')
-    keep.add_argument('--keep-last', metavar='N', type=int,
-                      help='of the tags that each -i NAME:TAG selects in a repository, keep the N '
-                           'pushed last')
-    keep.add_argument('--older-than', metavar='AGE', type=age,
-                      help='select only tags pushed longer ago: 12h, 30d, 8w')
-    how = parser.add_argument_group('how')
-    how.add_argument('-l', '--list', action='store_true',
-                     help='show what is selected (default: all), its size, and what deleting it '
-                          'would free; delete nothing')
-    how.add_argument('-n', '--dry-run', action='store_true',
-                     help='say what would be deleted; touch nothing')
-    how.add_argument('-j', '--jobs', metavar='N', type=int, default=0,
-                     help='file operations at once, for slow storage; the default suits the '
-                          'storage at hand')
-    how.add_argument('--read-only-registry', action='store_true',
-                     help='the registry is running, in read-only mode')
-    how.add_argument('-f', '--force', action='store_true',
-                     help='accepted for old scripts; has no effect')
-    where = parser.add_argument_group('where')
-    where.add_argument('-d', '--registry-data-dir', metavar='DIR',
-                       help='the folder that the registry keeps its data in, or one in it down to '
-                            'docker/registry/v2. Default: $REGISTRY_DATA_DIR, else '
-                            '$REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY, else the one of '
-                            + ', '.join(DEFAULT_DATA_DIRS) + ' that holds a registry')
-    output = parser.add_argument_group('output')
-    output.add_argument('--json', action='store_true',
-                        help='the result as one JSON object on standard output')
-    output.add_argument('-v', '--verbose', action='store_true', help='name every blob and folder')
-    output.add_argument('-q', '--quiet', action='store_true', help='only warnings and errors')
-    output.add_argument('-V', '--version', action='version', version='%(prog)s ' + __version__)
-    output.add_argument('-h', '--help', action='help', help='show this help')
-    return parser
-
-
-def age(text: str) -> float:
-    """Return the seconds that `text`, like 12h, 30d or 8w, stands for."""
-    match = re.fullmatch(r'([0-9]+)([hdw])', text)
-    if not match:
-        raise argparse.ArgumentTypeError("'{}' is no age like 12h, 30d or 8w".format(text))
-    return float(match.group(1)) * {'h': 3600, 'd': 86400, 'w': 7 * 86400}[match.group(2)]
-
-
-def read_lines() -> 'List[str]':
-    """Return the lines of standard input that hold anything, as file names are decoded."""
-    if sys.stdin is None:
-        return []
-    lines = os.fsdecode(sys.stdin.buffer.read()).splitlines()
-    return list(filter(None, map(str.strip, lines)))
-
-
-def read_request(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Request:
-    """Return the request that the command line makes; exit with a usage error if it makes none."""
-    images: List[str] = []
-    for text in arguments.images or ['*'] * arguments.list:
-        images += read_lines() if text == '-' else [text]
-    try:
-        request = Request(tuple(map(parse_image, images)),
-                          tuple(map(parse_image, arguments.excluded)),
-                          arguments.untagged, arguments.garbage, arguments.prune,
-                          arguments.keep_last, arguments.older_than)
-    except ValueError as error:
-        parser.error(str(error))
-    rules = [name for name, value in (('--keep-last', request.keep_last),
-                                      ('--older-than', request.older_than)) if value is not None]
-    if not (arguments.images or arguments.list) and (
-            request.untagged or rules or not (request.garbage or request.prune)):
-        parser.error('an image is required: -i NAME, -i NAME:TAG or -i NAME@DIGEST')
-    if request.untagged and not all(image.whole for image in request.images):
-        parser.error('-u takes whole repositories: -i NAME, without a tag or a digest')
-    if rules and request.untagged:
-        parser.error('{} chooses among tags, and -u deletes none'.format(rules[0]))
-    if rules and not all(image.tag for image in request.images):
-        parser.error("{} chooses among tags: name them, as in -i 'NAME:*'".format(rules[0]))
-    if (request.keep_last or 0) < 0 or arguments.jobs < 0:
-        parser.error('--keep-last and --jobs take a number that is not negative')
-    if arguments.list and (request.untagged or request.garbage or request.prune):
-        parser.error('-l deletes nothing: leave out -u, -g and -p. Its last line says what -u and '
-                     '-g would free')
-    return request
-
-
-def find_data_dir(given: 'Optional[str]') -> str:
-    """Return the folder to look for a registry in: the given one, else as the help says."""
-    for directory in (given, os.environ.get('REGISTRY_DATA_DIR') or None,
-                      os.environ.get('REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY') or None):
-        if directory is not None:
-            return directory
-    found = [path for path in DEFAULT_DATA_DIRS if os.path.isdir(path + '/docker/registry/v2')]
-    if len(found) == 1:
-        return found[0]
-    raise RegistryCleanerError('{} Name the one to work on with -d'.format(
-        'There is more than one registry here: ' + ', '.join(found) + '.' if found else
-        'No registry data found in ' + ', '.join(DEFAULT_DATA_DIRS) + '.'))
-
-
-class Interrupted(BaseException):
-    """A signal came while nothing was being removed."""
-
-
-def run(argv: 'Optional[Sequence[str]]') -> int:
-    """Do what the command line `argv` says; return the exit status."""
-    parser = make_parser()
-    arguments = parser.parse_args(argv)
-    request = read_request(parser, arguments)
-    terminal = Terminal(progress=not arguments.quiet)
-    log.handlers = [terminal]
-    log.setLevel(logging.DEBUG if arguments.verbose else
-                 logging.WARNING if arguments.quiet else logging.INFO)
-    if arguments.force:
-        log.warning('-f, --force has no effect')
-    text = ''
-    try:
-        cleaner = RegistryCleaner(find_data_dir(arguments.registry_data_dir), arguments.dry_run,
-                                  arguments.read_only_registry,
-                                  Workers(arguments.jobs, terminal.progress))
-        catch_signals(cleaner)
-        if arguments.list:
-            listing = cleaner.list(request)
-            for warning in listing.warnings:
-                log.warning('%s', warning)
-            status, result = 0, listing_json(listing, cleaner.v2)
-            width = columns(sys.stdout) if sys.stdout and sys.stdout.isatty() else 0
-            text = '\n'.join(table(listing, width, ages=bool(width) and not arguments.verbose))
-        else:
-            done = cleaner.run(request, lambda plan: report(plan, arguments.dry_run))
-            status, result = 3 * bool(done.failed), plan_json(done, cleaner.v2, arguments.dry_run)
-            if cleaner.interrupted:
-                status = 128 + cleaner.interrupted
-                log.warning('Interrupted.%s',
-                            '' if cleaner.complete else ' The next run finishes the rest')
-    except RegistryCleanerError as error:
-        status, result = 1, {'error': str(error)}
-        for line in str(error).splitlines():
-            log.error('%s', line)
-    except Interrupted as interrupted:
-        status, result = 128 + int(interrupted.args[0]), {'error': 'Interrupted'}
-        log.error('Interrupted')
-    terminal.clear()
-    if arguments.json:
-        import json
-        text = json.dumps(result, indent=2)
-    return status if put(text) or not arguments.list else 1
 
 
 def put(text: str) -> bool:
@@ -2547,30 +3144,255 @@ def put(text: str) -> bool:
     except BrokenPipeError:
         return True  # whoever reads has seen enough
     except OSError as error:
-        log.error('Cannot write to standard output: %s', error.strerror)
+        say(logging.ERROR, f'Cannot write to standard output: {error.strerror}')
         return False
 
 
-def catch_signals(cleaner: RegistryCleaner) -> None:
-    """Let SIGINT and SIGTERM end a run between two removals, and at once while it only reads."""
-    import signal
+# -- The command line -----------------------------------------------------------------------------
 
-    def catch(number: int, frame: Any) -> None:
-        if not cleaner.removing:
-            raise Interrupted(number)
-        cleaner.interrupted = number
+EXAMPLES = """\
+examples:
+  delete_docker_registry_image -l           what is there, what would I gain?
+  delete_docker_registry_image -n -i team/app:1.0      what would be deleted?
+  delete_docker_registry_image -i 'team/*:pr-*' -x team/app:pr-7 --keep-last 3
+  delete_docker_registry_image -u -g -p --older-than 1d      clean everything
+  delete_docker_registry_image -i app:1.0 --save FILE      and to undo that:
+  tar -xf FILE -C V2
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, catch)
+Stop the registry first and start it again afterwards: it caches what it has
+seen. Images of Harbor, of a GitLab registry with a metadata database, and of
+OpenShift are deleted there, not here: their tags are not on this disk.
+
+exit status: 0 done, or nothing to do; 1 refused or failed, nothing was
+deleted; 2 usage; 3 some things could not be deleted, or are damaged (each is
+named); 130 and 143 interrupted
+"""
 
 
-def main(argv: 'Optional[Sequence[str]]' = None) -> int:
+class Parser(argparse.ArgumentParser):
+    """Takes no option but in full; allow_abbrev=False would take `-nv` apart before Python 3.8."""
+
+    def _get_option_tuples(self, option_string: str) -> List[Any]:
+        return [] if option_string[:2] == '--' else super()._get_option_tuples(option_string)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = Parser(
+        prog=PROGRAM, add_help=False, epilog=EXAMPLES, usage='%(prog)s [options] -i IMAGE ...',
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=26, width=79),
+        description='Delete images from the disk of a stopped Docker registry, and free their '
+                    'space.')
+    add_choices(parser)
+    how = parser.add_argument_group('how').add_argument
+    how('-l', '--list', action='store_true',
+        help='show what is selected (default: each repository), its size, and what deleting it '
+             'would free; deletes nothing')
+    how('--check', action='store_true',
+        help='read everything that is selected (default: all) and name each image that is damaged; '
+             'deletes nothing')
+    how('-n', '--dry-run', action='store_true', help='say what would be deleted; touches nothing')
+    how('--save', metavar='FILE', help='first copy all that goes to a new tar archive (- is '
+                                       "standard output); 'tar -xf FILE -C V2' brings it back")
+    how('-d', '--registry-data-dir', metavar='DIR',
+        help='V2, which is DIR/docker/registry/v2, or a folder above it. Default: '
+             '$REGISTRY_DATA_DIR, else $REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY, else the one of '
+             + ', '.join(DEFAULT_DATA_DIRS) + ' that holds a registry')
+    how('-j', '--jobs', metavar='N', type=int, default=0,
+        help='parallel file operations, for slow storage; the default suits the storage at hand')
+    how('--read-only-registry', action='store_true', help='the registry is up, in read-only mode')
+    how('-f', '--force', action='store_true', help='accepted for old scripts; has no effect')
+    output = parser.add_argument_group('output').add_argument
+    output('--json', action='store_true', help='the result as one JSON object on standard output')
+    output('-v', '--verbose', action='store_true', help='name every blob and folder')
+    output('-q', '--quiet', action='store_true', help='errors only; of a list, names only')
+    output('-V', '--version', action='version', version='%(prog)s ' + __version__)
+    output('-h', '--help', action='help', help='show this help')
+    return parser
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what goes and what stays."""
+    what = parser.add_argument_group('what to delete').add_argument
+    what('-i', '--image', metavar='IMAGE', action='append', default=[], dest='images',
+         help='NAME (the whole repository, all its tags), NAME:TAG or NAME@DIGEST; repeatable. '
+              'NAME and TAG may be patterns (* ? [...]; * also matches /), and TAG a regular '
+              'expression between slashes, matched whole. - reads one a line from standard input')
+    what('-u', '--untagged', action='store_true',
+         help='in the named repositories (default: all) delete only what no tag reaches')
+    what('-g', '--garbage', action='store_true', help='whole registry: delete what nothing uses')
+    what('-p', '--prune', action='store_true', help='delete empty folders')
+    keep = parser.add_argument_group('what to keep').add_argument
+    keep('-x', '--exclude', metavar='IMAGE', action='append', default=[], dest='excluded',
+         help='never delete what this names; same forms; repeatable')
+    keep('--keep-last', metavar='N', type=int,
+         help='of the tags that each -i NAME:TAG selects in a repository, keep the N newest')
+    keep('--older-than', metavar='AGE', type=age,
+         help='select only tags (-u, -g: manifests, layer links, blobs) older than 12h, 30d, 8w, '
+              '1y')
+    keep('--by', choices=('pushed', 'created', 'version'), default='pushed',
+         help="what newest and older go by: pushed (default), created (the image's own date), "
+              'version')
+    keep('--allow-remove-all', action='store_true',
+         help='let patterns delete every tag of the registry')
+
+
+def age(text: str) -> float:
+    """Return the seconds that `text`, like 12h, 30d, 8w or 1y, stands for."""
+    match = re.fullmatch('([0-9]{1,9})([hdwy])', text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"'{text}' is no age like 12h, 30d, 8w or 1y")
+    return float(match.group(1)) * 3600 * {'h': 1, 'd': 24, 'w': 168, 'y': 8760}[match.group(2)]
+
+
+def request_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Request:
+    """Return the request of the command line; exit with a usage error if it makes no sense."""
+    if (arguments.images + arguments.excluded).count('-') > 1:
+        parser.error("standard input can be read once: give one '-'")
+    try:
+        request = read_request(arguments)
+    except OSError as error:
+        parser.error(f'standard input cannot be read: {error.strerror}')
+    except ValueError as error:
+        parser.error(error.args[0] + advice(error.args[1]))
+    for wrong, text in problems(arguments, request):
+        if wrong:
+            parser.error(text)
+    return request
+
+
+def problems(arguments: argparse.Namespace, request: Request) -> List[Tuple[Any, str]]:
+    """Return what may be wrong with the command line: whether it is, and what to say."""
+    looks, given, save_to = arguments.list or arguments.check, arguments.images, arguments.save
+    old, last = request.older_than is not None, request.keep_last is not None
+    tags = given and all(image.tag for image in request.images) and not request.untagged
+    everything = request.untagged or request.garbage and not given  # what no word names
+    return [
+        (not (given or request.untagged or request.garbage or request.prune or looks),
+         'an image is required: -i NAME, -i NAME:TAG or -i NAME@DIGEST'),
+        (request.untagged and not all(image.whole for image in request.images),
+         '-u takes whole repositories: -i NAME, without a tag or a digest'),
+        (last and not tags, "--keep-last chooses among tags: name them, as in -i 'NAME:*'"),
+        (old and not (tags or everything),
+         "--older-than chooses among tags: name them, as in -i 'NAME:*'; or goes with -u or -g"),
+        (old and request.by == 'version',
+         'a version has no age: --older-than goes with --by pushed or --by created'),
+        (request.by != 'pushed' and not (tags and (old or last)),
+         f"--by {request.by} says how --keep-last or --older-than choose among tags: -i 'NAME:*'"),
+        ((request.keep_last or 0) < 0 or arguments.jobs < 0,
+         '--keep-last and --jobs take a number that is not negative'),
+        (arguments.list and arguments.check, 'give one of -l and --check'),
+        (looks and (request.garbage or request.prune),
+         '-l and --check delete nothing: leave out -g and -p'),
+        (looks and save_to is not None, '-l and --check delete nothing: leave out --save'),
+        (save_to is not None and (not save_to or '\0' in save_to),
+         '--save takes the name of a file'),
+        (save_to == '-' and arguments.json, '--json and --save - both write to standard output'),
+        (save_to == '-' and columns(sys.stdout), '--save - writes an archive, and standard output '
+         'is a terminal: send it to a file or a command')]
+
+
+# -- The start ------------------------------------------------------------------------------------
+
+def delete(cleaner: RegistryCleaner, arguments: argparse.Namespace, request: Request,
+           terminal: Terminal) -> Tuple[int, Dict[str, Any]]:
+    """Carry out `request`, say so, and return the exit status and the JSON."""
+    if not request.images and arguments.images:  # an empty list, which is never everything
+        request = request._replace(untagged=False)
+    found = Outcome(cleaner.v2, request.dry_run)
+    if request.images or request.untagged or request.garbage or request.prune:
+        found = cleaner.run(request, arguments.save or '')
+    terminal.end()
+    result, unharmed = plan_json(found), found.nothing and not found.failed
+    if not (cleaner.signals.number and unharmed):
+        report(found, arguments.save)
+    if cleaner.signals.number:
+        say(logging.ERROR, 'Interrupted' + (
+            '. The next run frees the rest' if found.unfinished else
+            '. Nothing was deleted' if unharmed else ''))
+        return 128 + cleaner.signals.number, result
+    if not (found.failed or found.skipped):
+        return 0, result
+    if found.nothing:
+        result['error'] = 'Nothing was deleted'
+    return 1 if found.nothing else 3, result
+
+
+def look(cleaner: RegistryCleaner, arguments: argparse.Namespace, request: Request,
+         terminal: Terminal) -> Tuple[int, Dict[str, Any], str]:
+    """List or check what `request` selects; return the exit status, the JSON and the text."""
+    if arguments.images and not request.images:
+        return 0, {'registry': cleaner.v2, 'images': [], 'total': {}}, ''
+    listing = (cleaner.check if arguments.check else cleaner.list)(request)
+    terminal.end()
+    for text in listing.warnings:
+        say(logging.WARNING, text)
+    text = listing_names(listing) if arguments.quiet else list_text(
+        listing, request, cleaner.v2, columns(sys.stdout), arguments.verbose)
+    status = 3 if arguments.check and listing.damaged else 0
+    return status, listing_json(listing, cleaner.v2), text
+
+
+def run(argv: Optional[Sequence[str]], signals: Signals) -> int:
+    """Do what the command line `argv` says; return the exit status."""
+    parser = make_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}" + (
+            ' (images follow -i; quote patterns)' if not all(
+                word.startswith('-') for word in rest) else ''))
+    request = request_of(parser, arguments)
+    workers = Workers(arguments.jobs)
+    terminal = Terminal(workers, progress=not arguments.quiet)
+    log.handlers, log.propagate = [terminal], False
+    log.setLevel(logging.DEBUG if arguments.verbose else
+                 logging.ERROR if arguments.quiet else logging.INFO)
+    if arguments.force:
+        log.warning('-f, --force has no effect')
+    looks, text, error_text = arguments.list or arguments.check, '', ''
+    result: Dict[str, Any] = {'registry': None, 'images': [], 'total': {}}
+    try:
+        cleaner = RegistryCleaner(find_data_dir(arguments.registry_data_dir), workers=workers,
+                                  signals=signals)
+        if not looks:
+            result = plan_json(Outcome(cleaner.v2, request.dry_run))
+            status, result = delete(cleaner, arguments, request, terminal)
+        else:
+            result['registry'] = cleaner.v2
+            status, result, text = look(cleaner, arguments, request, terminal)
+    except UsageError as error:
+        terminal.end()
+        parser.error(str(error))
+    except RegistryCleanerError as error:
+        status, error_text = 1, str(error)
+        error_text += '' if 'othing was deleted' in error_text else '. Nothing was deleted'
+    except KeyboardInterrupt:
+        signals.at_once = False
+        status = 128 + (signals.number or signal.SIGINT)
+        error_text = 'Interrupted. Nothing was deleted'
+    terminal.end()
+    if error_text:
+        say(logging.ERROR, error_text)
+        result['error'] = error_text
+    if arguments.json:
+        text = json.dumps(result, indent=2)
+    written = put(text)
+    return 128 + signals.number if signals.number else status if written or not looks else 1
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line `argv`, the process's own by default; return the exit status."""
     logging.raiseExceptions = False  # nobody may be reading, and the work goes on
+    signals = Signals()
     try:
-        return run(argv)
-    except Interrupted as interrupted:  # while the result was being written
-        return 128 + int(interrupted.args[0])
+        with contextlib.suppress(ValueError):  # not in the main thread
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signals.catch)
+        return run(argv, signals)
+    except KeyboardInterrupt:  # before the run began, or while the result is written
+        signals.at_once = False
+        return 128 + (signals.number or signal.SIGINT)
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:
