@@ -14,23 +14,24 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import textwrap
 
 sys.dont_write_bytecode = True
-from tree import DOCKER_LIST, SCHEMA2, Tree  # noqa: E402
+from tree import DAY, DOCKER_LIST, SCHEMA2, Tree  # noqa: E402
 
 SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir,
                       'delete_docker_registry_image.py')
 MIB = 1024 * 1024
 LAYERS = {'base': 3, 'python': 2, 'app-1.0': 4, 'app-old': 1.5, 'app-new': 1.5, 'docs': 0.5,
-          'amd64': 1, 'arm64': 1}    # name -> MiB
+          'build-7': 1, 'build-8': 1, 'build-9': 1, 'amd64': 1, 'arm64': 1}    # name -> MiB
 
 
 def main():
     folder = tempfile.mkdtemp(prefix='demo-')
     try:
-        play(Demo(folder))
+        play(Demo(os.path.join(folder, 'registry'), os.path.join(folder, 'saved.tar')))
     finally:
         shutil.rmtree(folder)
 
@@ -45,13 +46,22 @@ def play(demo):
     say('The registry is stopped. (Below, times and digests are shortened.)')
     print('  $ export REGISTRY_DATA_DIR=' + demo.registry)
 
+    say('Which repository takes the disk? FREES is what deleting that line alone would free: layers '
+        'that others use too stay.')
+    demo.run('-l')
     say('What would deleting team/app:1.0 free? A dry run says it and touches nothing. With -v it '
         'names the blobs too: the layer app-1.0, the image\'s configuration, and its manifest.')
     demo.run('-n -v -i team/app:1.0')
-    say('The same without -n deletes it. Other images need "base" and "python", so these stay.')
-    demo.run('-i team/app:1.0')
-    say('Delete what no tag leads to: the former "latest".')
-    demo.run('-u -i team/app')
+    say('The same without -n deletes it; --save first copies all that goes to an archive.')
+    demo.run('-i team/app:1.0 --save ' + demo.archive)
+    say('That was a mistake. tar brings it back.')
+    demo.restore()
+    demo.run('-l -i team/app:*')
+    say('Retention: of the builds of team/app, keep the last two. A dry run says what stays and why.')
+    demo.run('-n -i team/app:build-* --keep-last 2')
+    demo.run('-i team/app:build-* --keep-last 2')
+    say('Delete what no tag leads to, in all repositories: the former "latest".')
+    demo.run('-u')
     say('An image for two architectures goes with both of them. team/multi holds nothing else, so '
         'the repository goes too.')
     demo.run('-i team/multi:2.0')
@@ -60,7 +70,7 @@ def play(demo):
     say('What is gone leaves empty folders. They can go too.')
     demo.run('-p')
     say('When one of the names does not exist, nothing is deleted.')
-    demo.run('-i team/app -i team/base', status=1)
+    demo.run('-i team/app/docs -i team/bsae', status=1)
 
     say('What is left is whole:')
     last = demo.show()
@@ -72,8 +82,8 @@ def say(text):
 
 
 class Demo:
-    def __init__(self, registry):
-        self.registry, self.tree = registry, Tree(registry)
+    def __init__(self, registry, archive):
+        self.registry, self.archive, self.tree = registry, archive, Tree(registry)
         self.names = {}    # digest of a layer -> its name
 
     def push(self):
@@ -81,9 +91,13 @@ class Demo:
                 ('team/app', '1.0', ['base', 'python', 'app-1.0']),
                 ('team/app', 'latest', ['base', 'python', 'app-old']),
                 ('team/app', 'latest', ['base', 'python', 'app-new']),
+                ('team/app', 'build-7', ['base', 'build-7']),
+                ('team/app', 'build-8', ['base', 'build-8']),
+                ('team/app', 'build-9', ['base', 'build-9']),
                 ('team/app/docs', '1.0', ['base', 'docs']),
                 ('team/base', '3', ['base'])]:
-            self.tree.tag(repo, tag, self.image(repo, layers))
+            age = 10 - int(tag[-1]) if tag.startswith('build') else 30
+            self.tree.tag(repo, tag, self.image(repo, layers), age * DAY)
         both = [self.image('team/multi', [name]) for name in ('amd64', 'arm64')]
         self.tree.tag('team/multi', '2.0', self.tree.index('team/multi', both, kind=DOCKER_LIST))
 
@@ -129,6 +143,12 @@ class Demo:
         for child in manifest.get('manifests', ()):
             layers += self.layers(child['digest'], seen)
         return layers
+
+    def restore(self):
+        """Do what `tar -xf` does, which a bare machine need not have."""
+        print('  $ tar -xf %s -C %s\n' % (self.archive, self.tree.v2), flush=True)
+        with tarfile.open(self.archive) as archive:
+            archive.extractall(self.tree.v2)
 
     def run(self, options, status=0):
         """Run the script as an operator does, and show what they see."""
