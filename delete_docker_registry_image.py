@@ -681,7 +681,7 @@ def peek(path: str) -> str:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return ''
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), 'rb') as file:
-            return os.fsdecode(file.read(1 << 20))
+            return os.fsdecode(file.read(1 << 20) or b'')
     except PermissionError:
         raise
     except (OSError, ValueError):  # it has ended, or there is no such file
@@ -1934,7 +1934,7 @@ def empty_folders(store: Store, plan: Plan) -> List[str]:
         above, _, name = path.rpartition('/')
         needed = above.endswith('/_manifests') or name == '_layers'
         if not held[path] and not needed:
-            empty.append(path)
+            empty += [path] * (path not in whole)  # which goes anyway
             held[above] -= 1
     for path in reversed(walk[2:]):
         above, _, name = path.rpartition('/')
@@ -2353,7 +2353,7 @@ class RegistryCleaner:
         left = sum(measure_upload(store, store.place(one.repository, '_uploads', one.item))[1]
                    for one in plan.references
                    if one.kind == 'upload' and one.repository in account.skipped)
-        blobs = {digest: account.blobs[digest] for digest in account.blobs.keys() - earlier.keys()}
+        blobs = {digest: account.blobs[digest] for digest in sorted(account.blobs.keys() - earlier.keys())}
         if not (gone or blobs or account.folders):
             saved = self.drop(save_to, saved)
         return outcome(self.v2, choice)._replace(
