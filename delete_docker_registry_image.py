@@ -50,6 +50,7 @@ Result = TypeVar('Result')
 
 ALGORITHMS = {'sha256': 64, 'sha384': 96, 'sha512': 128}  # hex digits of each
 DIGEST = '(?:%s)' % '|'.join('%s:[0-9a-f]{%d}' % pair for pair in ALGORITHMS.items())
+IS_DIGEST = re.compile(DIGEST).fullmatch
 TAG = r'[A-Za-z0-9_][A-Za-z0-9._-]{0,127}'
 REFERRER_TAG = '(' + DIGEST.replace(':[', '-[') + r')(\.[A-Za-z0-9._-]+)?'
 HOST = r'localhost|(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]+'
@@ -159,7 +160,7 @@ def parse_image(word: str) -> Image:
 
 def is_digest(text: str) -> bool:
     """Tell whether `text` is `alg:hex` of the right length; only such a text becomes a path."""
-    return re.fullmatch(DIGEST, text) is not None
+    return IS_DIGEST(text) is not None
 
 
 def is_pattern(text: str) -> bool:
@@ -890,6 +891,7 @@ class Removal:
         self.store, self.signals = store, signals
         self.aside, self.gone, self.kept, self.probe = (
             f'{store.repositories}/{OWN}{end}' for end in ('aside', 'gone', 'kept', 'probe'))
+        self.kept = free_name(self.kept)
         self.account = Account()
 
     def recover(self) -> None:
@@ -918,15 +920,19 @@ class Removal:
             for reference in plan.references:
                 if reference.kind == kind:
                     parts[reference.repository].append(reference)
-        direct = self.store.workers.each(
-            lambda name: real and self.set_aside(name, parts[name], *staying[name]), parts,
-            'Setting aside')
+        try:
+            done = self.store.workers.each(
+                lambda name: real and self.set_aside(name, parts[name], *staying[name]), parts,
+                'Setting aside')
+        except OSError:
+            self.put_back_all()
+            raise
         if self.signals.number:
             self.account.put_back = True
             return self.put_back_all()
         if os.path.lexists(self.aside):
             self.commit()
-        left = [name for name, done in zip(parts, direct) if not done]
+        left = [name for name, aside in zip(parts, done) if not aside]
         if left:
             log.warning('There is no room or no way to set %d repositories aside: what goes of '
                         'them is removed at once, without a way back', len(left))
@@ -960,11 +966,18 @@ class Removal:
             way_back = error.errno not in NO_WAY_BACK
             reason = f"cannot set aside '{error.filename}': {error.strerror}"
         if reason:
-            all(self.put_back(f'{self.aside}/{name}/{part}', self.store.place(name, part))
-                for part in PARTS)
+            self.put_back_parts(name)
             if way_back:
                 self.account.skipped[name] = reason + '. It was left as it was'
         return way_back
+
+    def put_back_parts(self, name: str) -> None:
+        """Put back what is aside of a repository; what cannot go back is kept, never committed."""
+        places = [(f'{self.aside}/{name}/{part}', part) for part in PARTS]
+        if not all(self.put_back(source, self.store.place(name, part)) for source, part in places):
+            for source, part in places:
+                if os.path.lexists(source):
+                    move(source, f'{self.kept}/{name}/{part}')
 
     def standing(self, folder: str) -> Set[Tuple[str, str]]:
         """Return the tags in a repository's folder with their digests, and its manifests."""
@@ -1957,7 +1970,7 @@ SITE = rf'(?:{HOST}|[^/]*\.[^/]*)/'
 
 
 class UsageError(RegistryCleanerError):
-    """A word that no registry has a thing of: nothing was looked at further."""
+    """A word that no repository can be called by."""
 
 
 def advice(word: str) -> str:
@@ -1965,13 +1978,13 @@ def advice(word: str) -> str:
     if is_digest(word.lstrip('@')):
         return f". For a manifest of any repository: -i '*@{word.lstrip('@')}'"
     path = re.sub('^[a-z+.-]+://', '', word)
+    alone = re.sub('^' + SITE, '', path)
     match = re.fullmatch(rf'(?:(?:.*/)?v2/|{SITE}|/)?([^/].*?)/(manifests|blobs|tags)/(.+)', path)
-    alone = ". Leave out the address, and give NAME, NAME:TAG or NAME@DIGEST: -i "
     if match:
         name, kind, item = match.groups()
-        tag = '' if kind != 'manifests' else '@' + item if is_digest(item) else ':' + item
-        return f"{alone}'{name}{tag}'"
-    return '' if path == word else f"{alone}'{re.sub('^' + SITE, '', path)}'"
+        alone = name + ('' if kind != 'manifests' else '@' + item if is_digest(item) else ':' + item)
+    return f". Leave out the address, and give NAME or NAME:TAG: -i '{alone}'" if (
+        match or path != word) else ''
 
 
 def missing_text(store: Store, image: Image, names: Sequence[str]) -> str:
@@ -1980,39 +1993,32 @@ def missing_text(store: Store, image: Image, names: Sequence[str]) -> str:
     `names` are all repositories.  Raises UsageError if no repository can have such a name.
     """
     name = spelled(image.name, set(names))
-    if name not in names:
-        hint = repository_hint(image, name, names)
+    if name in names:
+        tag = store.read_tag(name, image.tag) if image.tag and image.digest else None
+        hint = f'. That tag is {tag.digest or "broken"} now' if tag else nearest(
+            image.tag, store.folders(store.place(name, '_manifests/tags')))
+        what = f" tag '{image.tag}'" if image.tag else f" manifest '{image.digest}'"
+    else:
+        what, hint = '', repository_hint(image._replace(name=name), names)
         if len(name) > 255 or not re.fullmatch(NAME, name):
             raise UsageError(f"'{image}' is no valid image name{hint}")
-        said = '' if name == str(image) else f", for '{image}'"
-        return (f"No repository '{name}' found in repositories directory {store.repositories}{said}"
-                + hint)
-    hint = ''
-    if image.tag and image.digest:
-        tag = store.read_tag(name, image.tag)
-        hint = f'. That tag is {tag.digest or "broken"} now' if tag else ''
-    elif image.tag:
-        hint = nearest(image.tag, store.folders(store.place(name, '_manifests/tags')))
-    what = f"tag '{image.tag}'" if image.tag else f"manifest '{image.digest}'"
-    return (f"No repository '{name}' {what} found in repositories directory {store.repositories}"
-            + hint)
+        hint = hint if str(image) == name else f", for '{image}'{hint}"
+    return f"No repository '{name}'{what} found in repositories directory {store.repositories}{hint}"
 
 
-def repository_hint(image: Image, name: str, names: Sequence[str]) -> str:
-    """Return what may have been meant by `image`, whose repository would be called `name`."""
-    rest = image._replace(name=name.partition('/')[2])
-    below = [other for other in names if other.startswith(name + '/')]
-    if name != name.lower():
-        return '. Names are lower case' + nearest(name.lower(), names)
-    if advice(name + str(image)[len(image.name):]):
-        return advice(name + str(image)[len(image.name):])
-    if rest.name in names:
-        return f". If '{name.partition('/')[0]}' is a host, leave it out: -i '{rest}'"
+def repository_hint(image: Image, names: Sequence[str]) -> str:
+    """Return what may have been meant by `image`, whose repository is none of `names`."""
+    host, _, rest = image.name.partition('/')
+    below = [name for name in names if name.startswith(image.name + '/')]
+    if image.name != image.name.lower():
+        return '. Names are lower case' + nearest(image.name.lower(), names)
+    if rest in names:
+        return f". If '{host}' is a host, leave it out: -i '{image._replace(name=rest)}'"
     if below:
         return f". Below it there are {quoted(below)}"
     if os.path.lexists(image.name):
         return ". A file here is called so: quote patterns, as in -i '*'"
-    return nearest(name, names)
+    return advice(str(image)) or nearest(image.name, names)
 
 
 def nearest(word: str, words: Sequence[str]) -> str:
@@ -2046,19 +2052,13 @@ def find_data_dir(given: Optional[str]) -> str:
                       os.environ.get('REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY') or None):
         if directory is not None:
             return directory
-    found, denied = [], []
-    for path in DEFAULT_DATA_DIRS:
-        try:
-            found += [path] * is_folder(path + '/docker/registry/v2')
-        except OSError as error:
-            denied.append(error)
+    found = [path for path in DEFAULT_DATA_DIRS if os.path.isdir(path + '/docker/registry/v2')]
     if len(found) == 1:
         return found[0]
-    if denied and not found:
-        raise cannot_read(denied[0])
     raise RegistryCleanerError(
         (f"There is more than one registry here: {', '.join(found)}" if found else
-         f"No registry data found in {', '.join(DEFAULT_DATA_DIRS)}")
+         f"No registry data found in {', '.join(DEFAULT_DATA_DIRS)}"
+         + ', as far as this user may see; run as root' * bool(os.geteuid()))
         + '. Nothing was deleted. Name the folder to work on with -d')
 
 
@@ -2069,8 +2069,7 @@ def find_v2(directory: str) -> str:
         for below in ('/docker/registry/v2', '/registry/v2', '/v2', '') if directory else ():
             if is_v2(top + below):
                 return top + below
-        why = ("holds no 'docker/registry/v2'" if is_folder(top) else 'is not a folder'
-               if os.path.lexists(top) else 'does not exist')
+        why = "holds no 'docker/registry/v2'" if is_folder(top) else 'is no folder that exists'
     except OSError as error:
         raise cannot_read(error)
     raise RegistryCleanerError(
@@ -2080,10 +2079,9 @@ def find_v2(directory: str) -> str:
 
 def is_v2(path: str) -> bool:
     """Tell whether `path` is a V2 folder: by where it is, or since it holds nothing else."""
-    if not is_folder(path) or path.endswith('/docker/registry/v2'):
-        return is_folder(path)
-    held = set(os.listdir(path)) - set(COPIES) - {'lost+found'}
-    return bool(held) and held <= {'blobs', 'repositories'}
+    held = set(os.listdir(path)) - {*COPIES, 'lost+found'} if is_folder(path) else {''}
+    return path.endswith('/docker/registry/v2') and held != {''} or (
+        bool(held) and held <= {'blobs', 'repositories'})
 
 
 def is_folder(path: str) -> bool:
@@ -2126,7 +2124,7 @@ def save(store: Store, plan: Plan, target: str, signals: Signals, dry_run: bool)
         for path, status in saved_paths(store, plan):
             paths.append(path)
             total += 1536 + stat.S_ISREG(status.st_mode) * (status.st_size + 511) // 512 * 512
-        if dry_run:
+        if dry_run or not paths:
             return total
         workers = store.workers
         workers.step, workers.done, workers.total = 'Saving, in MiB:', 0, total >> 20
@@ -2134,31 +2132,27 @@ def save(store: Store, plan: Plan, target: str, signals: Signals, dry_run: bool)
             return save_file(store, paths, target, signals)
         if sys.stdout is None:
             raise OSError(errno.EBADF, 'standard output is closed')
-        size = write_archive(store, paths, sys.stdout.buffer, signals)
-        with contextlib.suppress(OSError):  # a pipe cannot be synced
-            os.fsync(sys.stdout.fileno())
-        return size
+        return write_archive(store, paths, sys.stdout.buffer, signals)
     except OSError as error:
         where = f"'{error.filename}': " if error.filename not in (None, target) else ''
-        raise RegistryCleanerError(f"Cannot save to '{target}': {where}{error.strerror}. Nothing "
-                                   'was deleted')
+        raise RegistryCleanerError(
+            f"Cannot save to '{target}': {where}{error.strerror}. Nothing was deleted")
 
 
 def refuse_place(store: Store, target: str) -> None:
-    """Refuse an archive that exists, or that would lie in the store."""
+    """Refuse an archive that exists, or that would lie in the store, or nowhere."""
     folder = os.path.realpath(os.path.dirname(os.path.abspath(target)))
     for top in map(os.path.realpath, (store.v2, store.repositories, store.blobs)):
         if (folder + '/').startswith(top + '/'):
             raise OSError(errno.EINVAL, f"it would lie in the registry, '{top}'", target)
     if os.path.lexists(target):
         raise OSError(errno.EEXIST, 'it exists, and is not overwritten', target)
-    if not os.path.isdir(folder):
-        raise OSError(errno.ENOENT, f"there is no folder '{folder}'", target)
+    os.stat(folder)
 
 
 def save_file(store: Store, paths: List[str], target: str, signals: Signals) -> int:
     """Write an archive to the new file `target`, and sync it and its name; return its size."""
-    signals.at_once = False  # rather after a read than with half an archive left
+    signals.at_once = False  # rather a moment later than with half an archive left
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -2193,11 +2187,8 @@ def write_archive(store: Store, paths: Iterable[str], stream: IO[bytes], signals
             seconds, rest = divmod(os.lstat(path).st_mtime_ns, 10 ** 9)
             info.uname = info.gname = ''  # numbers mean the same in a container
             info.mtime, info.pax_headers = seconds, {'mtime': f'{seconds}.{rest:09}'}
-            if info.isreg():
-                with open(path, 'rb') as file:
-                    archive.addfile(info, file)
-            else:
-                archive.addfile(info)
+            with open(path if info.isreg() else os.devnull, 'rb') as file:
+                archive.addfile(info, file)
     stream.flush()
     return int(output.written)
 
@@ -2208,18 +2199,16 @@ def saved_paths(store: Store, plan: Plan) -> Iterator[Tuple[str, os.stat_result]
     tops = {store.place(name, part) for name in whole for part in PARTS}
     tops.update(store.place(one.repository, one.written(KINDS[one.kind].place))
                 for one in plan.references if one.repository not in whole)
-    tops.update(map(store.blob, plan.blobs))
+    tops.update(map(store.blob, plan.blobs), plan.folders)
     met = {store.v2, store.repositories, store.blobs}
     for top in filter(store.exists, sorted(tops)):
-        above = []
-        folder = os.path.dirname(top)
-        while folder not in met:
-            met.add(folder)
-            above.append((folder, os.lstat(folder)))
-            folder = os.path.dirname(folder)
-        # A link stays, and tar would put a folder in its place.
-        yield from (one for one in reversed(above) if not stat.S_ISLNK(one[1].st_mode))
-        todo = [top] if top not in met else []
+        above = [top]
+        while above[-1] not in met:
+            met.add(above[-1])
+            above.append(os.path.dirname(above[-1]))
+        # Of those above, a link stays, and tar would put a folder in its place.
+        yield from ((path, os.lstat(path)) for path in above[-2:0:-1] if not os.path.islink(path))
+        todo = above[:1] * (len(above) > 1)
         while todo:
             path = todo.pop()
             status = os.lstat(path)
@@ -2235,24 +2224,20 @@ class Outcome(NamedTuple):
     """What a run has deleted, or a dry run would."""
 
     v2: str
-    dry_run: bool = False
-    references: List[Reference] = []  # those gone
-    blobs: Dict[str, int] = {}  # digest -> bytes freed
-    upload_bytes: int = 0
-    folders: List[str] = []  # empty ones
-    warnings: List[str] = []
+    dry_run: bool
+    gone: Choice  # of what was chosen, with all repositories that were left as they were
     failed: List[Tuple[str, str]] = []  # path, and why it could not be deleted
-    skipped: Dict[str, str] = {}  # repository -> why it was left as it was
-    kept: List[Tuple[str, str]] = []  # what the rules keep, and why
-    owners: Dict[str, str] = {}  # repository -> the tag with which it goes
-    earlier: Dict[str, int] = {}  # blobs that an interrupted run had left, as above
+    earlier: Dict[str, int] = {}  # blobs that an interrupted run had left -> bytes freed
     saved: int = 0  # bytes of the archive
     unfinished: bool = False  # it was interrupted after it was final
 
     @property
     def nothing(self) -> bool:
         """Whether nothing was deleted."""
-        return not (self.references or self.blobs or self.folders or self.earlier)
+        return not (any(self.gone.plan) or self.earlier)
+
+
+NOTHING = Choice(Plan([]), {}, [], [], {}, 0)
 
 
 class RegistryCleaner:
@@ -2317,63 +2302,48 @@ class RegistryCleaner:
             with self.look() as store:
                 choice = choose(store, request, time.time())
                 saved = save(store, choice.plan, save_to, self.signals, True) if save_to else 0
-                return outcome(self.v2, choice)._replace(dry_run=True, saved=saved)
+                return Outcome(self.v2, True, choice, saved=saved)
         try:
             with safe_ground(self.v2, self.workers, request, self.signals) as removal:
+                removal.recover()
                 return self.remove(removal, request, save_to)
         except OSError as error:
             raise cannot_read(error)
 
     def remove(self, removal: Removal, request: Request, save_to: str) -> Outcome:
-        """Carry out `request` on safe ground."""
-        removal.recover()
-        account = removal.account
-        earlier = dict(account.blobs)
+        """Carry out `request`; the archive of a run that deletes nothing is removed again."""
+        account, earlier, saved = removal.account, dict(removal.account.blobs), 0
         if self.signals.number:
-            return Outcome(self.v2, failed=account.failed, earlier=earlier,
-                           unfinished=account.unfinished)
+            return Outcome(self.v2, False, NOTHING, account.failed, earlier, 0, account.unfinished)
         store = Store(self.v2, self.workers)
         choice = choose(store, request, time.time())
-        plan, saved = choice.plan, 0
-        if save_to and (plan.references or plan.blobs):
-            saved = save(store, plan, save_to, self.signals, False)
-        try:
-            if plan.references or plan.blobs or plan.folders:
-                removal.carry_out(request, plan)
-        except OSError as error:
-            if self.signals.at_once:
-                self.drop(save_to, saved)
-                raise
-            account.fail(error, self.v2)
-        except (RegistryCleanerError, KeyboardInterrupt):
-            self.drop(save_to, saved)
-            raise
-        final = not (account.put_back or unfinished(self.v2))
-        gone = [one for one in plan.references if final and one.repository not in account.skipped]
-        left = sum(measure_upload(store, store.place(one.repository, '_uploads', one.item))[1]
-                   for one in plan.references
-                   if one.kind == 'upload' and one.repository in account.skipped)
-        blobs = {digest: account.blobs[digest] for digest in sorted(account.blobs.keys() - earlier.keys())}
-        if not (gone or blobs or account.folders):
-            saved = self.drop(save_to, saved)
-        return outcome(self.v2, choice)._replace(
-            references=gone, blobs=blobs, upload_bytes=choice.upload_bytes - left if final else 0,
-            folders=account.folders, failed=account.failed, earlier=earlier, saved=saved,
-            skipped={**choice.skipped, **account.skipped}, unfinished=account.unfinished)
-
-    def drop(self, target: str, saved: int) -> int:
-        """Remove the archive of a run that has deleted nothing; return the bytes saved: none."""
-        if saved and target != '-':
-            with contextlib.suppress(OSError):
-                drop_archive(target)
-        return 0
-
-
-def outcome(v2: str, choice: Choice) -> Outcome:
-    """Return the outcome of a run that deletes all that was chosen."""
-    plan = choice.plan
-    return Outcome(v2, False, plan.references, plan.blobs, choice.upload_bytes, plan.folders,
-                   choice.warnings, [], choice.skipped, choice.kept, choice.owners)
+        plan = choice.plan
+        with contextlib.ExitStack() as undo:
+            if save_to:
+                saved = save(store, plan, save_to, self.signals, False)
+            if saved and save_to != '-':
+                undo.callback(drop_archive, save_to)
+            try:
+                if any(plan):
+                    removal.carry_out(request, plan)
+            except OSError as error:
+                if self.signals.at_once:
+                    raise
+                account.fail(error, self.v2)
+            final = not (account.put_back or unfinished(self.v2))
+            gone = [one for one in plan.references
+                    if final and one.repository not in account.skipped]
+            left = sum(measure_upload(store, store.place(one.repository, '_uploads', one.item))[1]
+                       for one in plan.references
+                       if one.kind == 'upload' and one.repository in account.skipped)
+            plan = Plan(gone, {digest: size for digest, size in account.blobs.items()
+                               if digest not in earlier}, account.folders)
+            if any(plan):
+                undo.pop_all()
+        return Outcome(self.v2, False, choice._replace(
+            plan=plan, upload_bytes=choice.upload_bytes - left if final else 0,
+            skipped={**choice.skipped, **account.skipped}), account.failed, earlier,
+            saved if any(plan) else 0, account.unfinished)
 
 
 # -- The list: what is there, and what deleting it would free -------------------------------------
@@ -2983,95 +2953,77 @@ def listing_json(listing: Listing, v2: str) -> Dict[str, Any]:
 
 # -- The report -----------------------------------------------------------------------------------
 
-def say(level: int, text: str) -> None:
-    """Log `text`, each line for itself."""
-    for line in text.split('\n'):
-        log.log(level, '%s', line)
-
-
 def report(outcome: Outcome, save_to: str = '') -> None:
     """Say what was, or would be, deleted; the summary comes last."""
-    verb = 'Would delete' if outcome.dry_run else 'Deleted'
-    for text in outcome.warnings:
-        say(logging.WARNING, text)
-    for name, reason in outcome.kept:
-        say(logging.INFO if outcome.dry_run else logging.DEBUG, f'Keeps {name}, {reason}')
+    gone, dry_run = outcome.gone, outcome.dry_run
+    verb = 'Would delete' if dry_run else 'Deleted'
+    for text in gone.warnings:
+        log.warning('%s', text)
+    for name, reason in gone.kept:
+        log.log(logging.INFO if dry_run else logging.DEBUG, 'Keeps %s, %s', name, reason)
     if outcome.earlier:
-        say(logging.INFO, f"Finished the earlier run: {count(len(outcome.earlier), 'blob')}, "
-            + human_size(sum(outcome.earlier.values())))
+        log.info('Deleted %s of the earlier run: %s freed', count(len(outcome.earlier), 'blob'),
+                 human_size(sum(outcome.earlier.values())))
     if outcome.saved:
-        say(logging.INFO, f"{'Would save' if outcome.dry_run else 'Saved'} what goes "
-            f"({human_size(outcome.saved)}) to '{save_to}'. To bring it back: "
-            f"tar -xf '{save_to}' -C '{outcome.v2}'")
-    report_references(outcome, verb)
-    if log.isEnabledFor(logging.DEBUG):
-        for digest, size in outcome.blobs.items():
-            say(logging.DEBUG, f'{verb} blob {digest} ({human_size(size)})')
-        for folder in outcome.folders:
-            say(logging.DEBUG, f"{verb} empty folder '{folder}'")
-    for name, reason in outcome.skipped.items():
-        say(logging.ERROR, f'Repository {name}: {reason}')
-    for path, reason in outcome.failed:
-        say(logging.ERROR, f"Cannot delete '{path}': {reason}")
-    if outcome.nothing and (outcome.skipped or outcome.failed):
-        say(logging.ERROR, 'Nothing was deleted')
-    else:
-        say(logging.INFO, summary(outcome, verb))
-
-
-def report_references(outcome: Outcome, verb: str) -> None:
-    """Say which references go; what goes with a tag or a repository only at level DEBUG."""
-    whole = {one.repository for one in outcome.references if one.kind == 'repository'}
-    named = {name for name in whole if not outcome.owners.get(name)}  # rather than their tags
-    tagged = {one.repository for one in outcome.references if one.kind == 'tag'} | whole
-    manifests = Counter(one.repository for one in outcome.references
-                        if one.kind == 'manifest' and one.repository not in tagged)
-    for one in outcome.references:
-        shown = one.kind == 'repository' or (one.kind in ('tag', 'upload') and
-                                             one.repository not in named)
-        level = logging.INFO if shown or manifests[one.repository] == 1 and (
-            one.kind == 'manifest') else logging.DEBUG
+        log.info("%s what goes (%s) to '%s'. To bring it back: tar -xf '%s' -C '%s'",
+                 'Would save' if dry_run else 'Saved', human_size(outcome.saved), save_to, save_to,
+                 outcome.v2)
+    whole = {one.repository for one in gone.plan.references if one.kind == 'repository'}
+    named = {name for name in whole if not gone.owners.get(name)}  # not by a tag
+    tagged = {one.repository for one in gone.plan.references if one.kind == 'tag'} | whole
+    for one in gone.plan.references:
+        owner = gone.owners.get(one.repository) if one.kind == 'repository' else ''
+        level = logging.INFO if (
+            one.kind == 'repository' or one.kind == 'manifest' and one.repository not in tagged
+            or one.kind in ('tag', 'upload') and one.repository not in named) else logging.DEBUG
         if log.isEnabledFor(level):
-            owner = outcome.owners.get(one.repository) if one.kind == 'repository' else ''
-            say(level, f'{verb} {one.written(KINDS[one.kind].line)}'
-                + (f', with its last tag {owner}' if owner else ''))
-    for name in sorted(manifests):
-        if manifests[name] > 1:
-            say(logging.INFO, f'{verb} {count(manifests[name], "manifest")} of {name}')
+            log.log(level, '%s %s%s', verb, one.written(KINDS[one.kind].line),
+                    f', with its last tag {owner}' if owner else '')
+    for digest, size in gone.plan.blobs.items():
+        log.debug('%s blob %s (%s)', verb, digest, human_size(size))
+    for folder in gone.plan.folders:
+        log.debug("%s empty folder '%s'", verb, folder)
+    for name, reason in gone.skipped.items():
+        log.error('Repository %s: %s', name, reason)
+    for path, reason in outcome.failed:
+        log.error("Cannot delete '%s': %s", path, reason)
+    if not (outcome.nothing and (gone.skipped or outcome.failed)):
+        log.info('%s', summary(outcome, verb))
 
 
 def summary(outcome: Outcome, verb: str) -> str:
     """Return the line that says what went, from where, and how many bytes that freed."""
-    kinds = Counter(one.kind for one in outcome.references)
-    counts = [count(kinds['repository'], 'repository', 'repositories'), count(kinds['tag'], 'tag'),
-              count(kinds['manifest'], 'manifest'), count(kinds['upload'], 'upload')]
+    plan = outcome.gone.plan
+    kinds = Counter(one.kind for one in plan.references)
+    counts = [(kinds['repository'], 'repository', 'repositories'), (kinds['tag'], 'tag'),
+              (kinds['manifest'], 'manifest'), (kinds['upload'], 'upload')]  # type: List[Any]
     if not (kinds['repository'] or kinds['tag'] or kinds['manifest']):
-        counts += [count(kinds['layer'], 'layer link'),
-                   count(kinds['entry'] + kinds['leftover'], 'leftover')]
-    counts += [count(len(outcome.blobs), 'blob'), count(len(outcome.folders), 'empty folder')]
-    what = ', '.join(text for text in counts if not text.startswith('0 '))
-    freed = human_size(sum(outcome.blobs.values()) + outcome.upload_bytes)
-    if not what:
-        return 'Nothing to delete'
-    return f"{verb} {what} of {outcome.v2}: {freed} {'would be ' * outcome.dry_run}freed"
+        counts += [(kinds['layer'], 'layer link'), (kinds['entry'] + kinds['leftover'], 'leftover')]
+    counts += [(len(plan.blobs), 'blob'), (len(plan.folders), 'empty folder')]
+    what = ', '.join(count(*item) for item in counts if item[0])
+    freed = human_size(sum(plan.blobs.values()) + outcome.gone.upload_bytes)
+    return (f"{verb} {what} of {outcome.v2}: {freed} {'would be ' * outcome.dry_run}freed" if what
+            else 'Nothing to delete')
 
 
 def plan_json(outcome: Outcome) -> Dict[str, Any]:
     """Return what was, or would be, deleted, as `--json` prints it."""
-    def named(kind: str, separator: str) -> List[str]:
-        return [one.repository + separator + one.item for one in outcome.references
+    gone = outcome.gone
+    blobs = {**outcome.earlier, **gone.plan.blobs}
+
+    def named(kind: str, separator: str = '') -> List[str]:
+        return [one.repository + separator + one.item for one in gone.plan.references
                 if one.kind == kind]
 
-    blobs = {**outcome.earlier, **outcome.blobs}
     return {'registry': outcome.v2, 'dry_run': outcome.dry_run,
-            'repositories': named('repository', ''), 'tags': named('tag', ':'),
-            'manifests': named('manifest', '@'), 'layers': len(named('layer', '')),
-            'uploads': len(named('upload', '')), 'upload_bytes': outcome.upload_bytes,
+            'repositories': named('repository'), 'tags': named('tag', ':'),
+            'manifests': named('manifest', '@'), 'layers': len(named('layer')),
+            'uploads': len(named('upload')), 'upload_bytes': gone.upload_bytes,
             'blobs': [{'digest': digest, 'size': size} for digest, size in blobs.items()],
-            'freed': sum(blobs.values()) + outcome.upload_bytes, 'warnings': outcome.warnings,
+            'freed': sum(blobs.values()) + gone.upload_bytes, 'warnings': gone.warnings,
             'failed': [{'path': path, 'error': reason} for path, reason in outcome.failed],
             'skipped': [{'repository': name, 'error': reason}
-                        for name, reason in outcome.skipped.items()]}
+                        for name, reason in gone.skipped.items()]}
 
 
 # -- The terminal ---------------------------------------------------------------------------------
@@ -3079,7 +3031,7 @@ def plan_json(outcome: Outcome) -> Dict[str, Any]:
 def columns(stream: Optional[IO[str]]) -> int:
     """Return the width of the terminal that `stream` is, 0 if it is none."""
     try:
-        return (os.get_terminal_size(stream.fileno()).columns or 80) if (
+        return os.get_terminal_size(stream.fileno()).columns or 80 if (
             stream and stream.isatty()) else 0
     except (ValueError, OSError):
         return 80
@@ -3091,7 +3043,6 @@ class Terminal(logging.StreamHandler):  # type: ignore[type-arg]
     def __init__(self, workers: Workers, progress: bool) -> None:
         super().__init__()
         self.workers, self.width = workers, columns(sys.stderr)
-        self.setFormatter(logging.Formatter('%(levelname)-8s [%(asctime)s]  %(message)s'))
         self.drawn = ''  # the progress line
         self.ended = threading.Event()
         if self.width and progress:
@@ -3099,12 +3050,11 @@ class Terminal(logging.StreamHandler):  # type: ignore[type-arg]
 
     def watch(self) -> None:
         """Show the progress of a longer run until the end."""
-        workers, pause = self.workers, 0.5
+        pause = 0.5
         while not self.ended.wait(pause):
-            text = f'{workers.step} {workers.done:,} of {workers.total:,}'
-            if workers.step:
-                self.draw(text[:self.width - 1])
             pause = 0.1
+            if self.workers.step:
+                self.draw(f'{self.workers.step} {self.workers.done:,} of {self.workers.total:,}')
 
     def draw(self, text: str) -> None:
         """Show `text` in the last line, instead of what is there."""
@@ -3112,7 +3062,7 @@ class Terminal(logging.StreamHandler):  # type: ignore[type-arg]
         try:
             if text != self.drawn and not (text and self.ended.is_set()):
                 self.drawn = text
-                print('\r\x1b[K' + text, end='', file=self.stream, flush=True)
+                print('\r\x1b[K' + text[:self.width - 1], end='', file=sys.stderr, flush=True)
         except OSError:
             pass  # the terminal may be gone, and the work goes on
         finally:
@@ -3124,10 +3074,11 @@ class Terminal(logging.StreamHandler):  # type: ignore[type-arg]
         self.draw('')
 
     def format(self, record: logging.LogRecord) -> str:
-        if not self.width:
-            return super().format(record)
-        prefix = f'{record.levelname.capitalize()}: ' * (record.levelno > logging.INFO)
-        return prefix + record.getMessage()
+        text = record.getMessage()
+        if self.width:
+            return f'{record.levelname.capitalize()}: ' * (record.levelno > logging.INFO) + text
+        stamp = f'{record.levelname:8} [{logging.Formatter().formatTime(record)}]  '
+        return stamp + text.replace('\n', '\n' + stamp)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.draw('')
@@ -3140,12 +3091,12 @@ def put(text: str) -> bool:
     try:
         if text:  # a name need not be valid text
             print(text.encode(encoding, 'backslashreplace').decode(encoding), flush=True)
-        return True
     except BrokenPipeError:
-        return True  # whoever reads has seen enough
+        pass  # whoever reads has seen enough
     except OSError as error:
-        say(logging.ERROR, f'Cannot write to standard output: {error.strerror}')
+        log.error('Cannot write to standard output: %s', error.strerror)
         return False
+    return True
 
 
 # -- The command line -----------------------------------------------------------------------------
@@ -3295,43 +3246,40 @@ def problems(arguments: argparse.Namespace, request: Request) -> List[Tuple[Any,
 
 # -- The start ------------------------------------------------------------------------------------
 
-def delete(cleaner: RegistryCleaner, arguments: argparse.Namespace, request: Request,
-           terminal: Terminal) -> Tuple[int, Dict[str, Any]]:
-    """Carry out `request`, say so, and return the exit status and the JSON."""
-    if not request.images and arguments.images:  # an empty list, which is never everything
-        request = request._replace(untagged=False)
-    found = Outcome(cleaner.v2, request.dry_run)
-    if request.images or request.untagged or request.garbage or request.prune:
-        found = cleaner.run(request, arguments.save or '')
-    terminal.end()
-    result, unharmed = plan_json(found), found.nothing and not found.failed
-    if not (cleaner.signals.number and unharmed):
-        report(found, arguments.save)
-    if cleaner.signals.number:
-        say(logging.ERROR, 'Interrupted' + (
-            '. The next run frees the rest' if found.unfinished else
-            '. Nothing was deleted' if unharmed else ''))
-        return 128 + cleaner.signals.number, result
-    if not (found.failed or found.skipped):
-        return 0, result
-    if found.nothing:
-        result['error'] = 'Nothing was deleted'
-    return 1 if found.nothing else 3, result
-
-
 def look(cleaner: RegistryCleaner, arguments: argparse.Namespace, request: Request,
          terminal: Terminal) -> Tuple[int, Dict[str, Any], str]:
     """List or check what `request` selects; return the exit status, the JSON and the text."""
-    if arguments.images and not request.images:
+    if arguments.images and not request.images:  # an empty list, which is never everything
         return 0, {'registry': cleaner.v2, 'images': [], 'total': {}}, ''
     listing = (cleaner.check if arguments.check else cleaner.list)(request)
     terminal.end()
     for text in listing.warnings:
-        say(logging.WARNING, text)
+        log.warning('%s', text)
     text = listing_names(listing) if arguments.quiet else list_text(
         listing, request, cleaner.v2, columns(sys.stdout), arguments.verbose)
-    status = 3 if arguments.check and listing.damaged else 0
-    return status, listing_json(listing, cleaner.v2), text
+    return 3 * (arguments.check and listing.damaged), listing_json(listing, cleaner.v2), text
+
+
+def delete(cleaner: RegistryCleaner, arguments: argparse.Namespace, request: Request,
+           terminal: Terminal) -> Tuple[int, Dict[str, Any], str]:
+    """Carry out `request` and say so; return the exit status, the JSON, and an error."""
+    if arguments.images and not request.images:  # the same
+        request = request._replace(untagged=False)
+    outcome = Outcome(cleaner.v2, request.dry_run, NOTHING)
+    if request.images or request.untagged or request.garbage or request.prune:
+        outcome = cleaner.run(request, arguments.save or '')
+    terminal.end()
+    unharmed = outcome.nothing and not outcome.failed
+    if not (cleaner.signals.number and unharmed):
+        report(outcome, arguments.save)
+    if cleaner.signals.number:
+        error = 'Interrupted. The next run frees the rest' if outcome.unfinished else (
+            'Interrupted. Nothing was deleted' if unharmed else 'Interrupted')
+        return 128 + cleaner.signals.number, plan_json(outcome), error
+    if not (outcome.failed or outcome.gone.skipped):
+        return 0, plan_json(outcome), ''
+    return (1, plan_json(outcome), 'Nothing was deleted') if outcome.nothing else (
+        3, plan_json(outcome), '')
 
 
 def run(argv: Optional[Sequence[str]], signals: Signals) -> int:
@@ -3340,44 +3288,40 @@ def run(argv: Optional[Sequence[str]], signals: Signals) -> int:
     arguments, rest = parser.parse_known_args(argv)
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}" + (
-            ' (images follow -i; quote patterns)' if not all(
-                word.startswith('-') for word in rest) else ''))
+            ' (images follow -i; quote patterns)' if any(word[:1] != '-' for word in rest) else ''))
     request = request_of(parser, arguments)
-    workers = Workers(arguments.jobs)
+    workers, looks = Workers(arguments.jobs), arguments.list or arguments.check
     terminal = Terminal(workers, progress=not arguments.quiet)
     log.handlers, log.propagate = [terminal], False
     log.setLevel(logging.DEBUG if arguments.verbose else
                  logging.ERROR if arguments.quiet else logging.INFO)
     if arguments.force:
         log.warning('-f, --force has no effect')
-    looks, text, error_text = arguments.list or arguments.check, '', ''
+    text = error = ''
     result: Dict[str, Any] = {'registry': None, 'images': [], 'total': {}}
     try:
         cleaner = RegistryCleaner(find_data_dir(arguments.registry_data_dir), workers=workers,
                                   signals=signals)
-        if not looks:
-            result = plan_json(Outcome(cleaner.v2, request.dry_run))
-            status, result = delete(cleaner, arguments, request, terminal)
-        else:
+        if looks:
             result['registry'] = cleaner.v2
             status, result, text = look(cleaner, arguments, request, terminal)
-    except UsageError as error:
+        else:
+            result = plan_json(Outcome(cleaner.v2, request.dry_run, NOTHING))
+            status, result, error = delete(cleaner, arguments, request, terminal)
+    except UsageError as usage:
         terminal.end()
-        parser.error(str(error))
-    except RegistryCleanerError as error:
-        status, error_text = 1, str(error)
-        error_text += '' if 'othing was deleted' in error_text else '. Nothing was deleted'
+        parser.error(str(usage))
+    except RegistryCleanerError as refusal:
+        status, error = 1, str(refusal)
+        error += '' if 'othing was deleted' in error else '. Nothing was deleted'
     except KeyboardInterrupt:
         signals.at_once = False
-        status = 128 + (signals.number or signal.SIGINT)
-        error_text = 'Interrupted. Nothing was deleted'
+        status, error = 128 + (signals.number or 2), 'Interrupted. Nothing was deleted'
     terminal.end()
-    if error_text:
-        say(logging.ERROR, error_text)
-        result['error'] = error_text
-    if arguments.json:
-        text = json.dumps(result, indent=2)
-    written = put(text)
+    if error:
+        log.error('%s', error)
+        result['error'] = error
+    written = put(json.dumps(result, indent=2) if arguments.json else text)
     return 128 + signals.number if signals.number else status if written or not looks else 1
 
 
@@ -3392,7 +3336,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return run(argv, signals)
     except KeyboardInterrupt:  # before the run began, or while the result is written
         signals.at_once = False
-        return 128 + (signals.number or signal.SIGINT)
+        return 128 + (signals.number or 2)
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:
