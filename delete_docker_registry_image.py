@@ -1787,30 +1787,38 @@ def account_for(store: Store, graph: Graph, wish: Wish, verdict: Verdict) -> Non
                     'signatures')))
 
 
-def judge_some(v2: str, wishes: Sequence[Tuple[str, Wish]], now: float) -> List[Verdict]:
-    """Return what is decided of some repositories, in a process of its own."""
+def judge_named(store: Store, asked: Tuple[str, Wish, float]) -> Verdict:
+    """Return what is decided of the repository of this name, wish and time."""
+    name, wish, now = asked
+    return judge(store, store.repository(name), wish, now)
+
+
+def several(v2: str, function: Callable[[Store, Item], Result], items: Sequence[Item]
+            ) -> List[Result]:
+    """Return function(store, item) of each item, in a process of its own."""
     store = Store(v2, Workers(1))
-    return [judge(store, store.repository(name), wish, now) for name, wish in wishes]
+    return [function(store, item) for item in items]
 
 
-def judge_all(store: Store, wishes: Sequence[Tuple[str, Wish]], now: float) -> List[Verdict]:
-    """Return what is decided of these repositories.
+def each_repository(store: Store, function: Callable[[Store, Item], Result],
+                    items: Sequence[Item]) -> List[Result]:
+    """Return function(store, item) of each item, each of which speaks of one repository.
 
     On fast storage there is more to work out than to wait for, and processes share that.
     """
-    if store.workers.threads() > 1 or len(wishes) < WORTH_A_PROCESS or (os.cpu_count() or 1) < 2:
-        return store.workers.each(lambda one: judge(store, store.repository(one[0]), one[1], now),
-                                  wishes, 'Reading repositories', large=True)
+    workers, processors = store.workers, min(os.cpu_count() or 1, 4)
+    if workers.threads() > 1 or len(items) < WORTH_A_PROCESS or processors < 2:
+        return workers.each(lambda item: function(store, item), items, 'Reading repositories',
+                            large=True)
     from concurrent.futures import ProcessPoolExecutor  # takes longer than many a run
-    parts = [wishes[start:start + 16] for start in range(0, len(wishes), 16)]
-    store.workers.step, store.workers.done, store.workers.total = (
-        'Reading repositories', 0, len(wishes))
-    verdicts: List[Verdict] = []
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
-        for some in pool.map(judge_some, [store.v2] * len(parts), parts, [now] * len(parts)):
-            verdicts += some
-            store.workers.done = len(verdicts)
-    return verdicts
+    parts = [items[start:start + 16] for start in range(0, len(items), 16)]
+    workers.step, workers.done, workers.total = 'Reading repositories', 0, len(items)
+    results: List[Result] = []
+    with ProcessPoolExecutor(processors) as pool:
+        for some in pool.map(several, [store.v2] * len(parts), [function] * len(parts), parts):
+            results += some
+            workers.done = len(results)
+    return results
 
 
 def choose(store: Store, request: Request, now: float) -> Choice:
@@ -1825,7 +1833,7 @@ def choose(store: Store, request: Request, now: float) -> Choice:
     everywhere = request.garbage or request.untagged and not request.images
     wishes = {name: Wish(images.of(name), excluded.of(name), request) for name in names}
     asked = [name for name in names if everywhere or wishes[name].images]
-    verdicts = judge_all(store, [(name, wishes[name]) for name in asked], now)
+    verdicts = each_repository(store, judge_named, [(name, wishes[name], now) for name in asked])
     warnings = find_missing(store, request, wishes, verdicts, names)
     refuse_remove_all(store, request, verdicts, names)
     choice = finish_plan(store, verdicts, request, now)
@@ -1943,22 +1951,14 @@ def empty_folders(store: Store, plan: Plan) -> List[str]:
                     entry.is_dir(follow_symlinks=False)):
                 walk.append(entry.path)
     empty = []
-    for path in reversed(walk[2:]):
+    for path in reversed(walk[2:]):  # what a folder holds before the folder
         above, _, name = path.rpartition('/')
-        needed = above.endswith('/_manifests') or name == '_layers'
-        if not held[path] and not needed:
+        manifests = above if above.endswith('/_manifests') else f'{above}/_manifests'
+        part = name == '_layers' or above == manifests
+        if not held[path] and not (part and any(
+                held.get(f'{manifests}/{one}') for one in ('tags', 'revisions'))):
             empty += [path] * (path not in whole)  # which goes anyway
             held[above] -= 1
-    for path in reversed(walk[2:]):
-        above, _, name = path.rpartition('/')
-        manifests = above if above.endswith('/_manifests') else above + '/_manifests'
-        if not held[path] and (above.endswith('/_manifests') or name == '_layers') and not any(
-                held.get(f'{manifests}/{part}') for part in ('tags', 'revisions')):
-            empty.append(path)
-            held[above] -= 1
-            if name != '_layers' and not held[above]:
-                empty.append(above)
-                held[os.path.dirname(above)] -= 1
     return empty
 
 
@@ -1982,7 +1982,8 @@ def advice(word: str) -> str:
     match = re.fullmatch(rf'(?:(?:.*/)?v2/|{SITE}|/)?([^/].*?)/(manifests|blobs|tags)/(.+)', path)
     if match:
         name, kind, item = match.groups()
-        alone = name + ('' if kind != 'manifests' else '@' + item if is_digest(item) else ':' + item)
+        separator = '@' if is_digest(item) else ':'
+        alone = name + (separator + item) * (kind == 'manifests')
     return f". Leave out the address, and give NAME or NAME:TAG: -i '{alone}'" if (
         match or path != word) else ''
 
@@ -2003,7 +2004,8 @@ def missing_text(store: Store, image: Image, names: Sequence[str]) -> str:
         if len(name) > 255 or not re.fullmatch(NAME, name):
             raise UsageError(f"'{image}' is no valid image name{hint}")
         hint = hint if str(image) == name else f", for '{image}'{hint}"
-    return f"No repository '{name}'{what} found in repositories directory {store.repositories}{hint}"
+    return (f"No repository '{name}'{what} found in repositories directory {store.repositories}"
+            + hint)
 
 
 def repository_hint(image: Image, names: Sequence[str]) -> str:
@@ -2015,7 +2017,7 @@ def repository_hint(image: Image, names: Sequence[str]) -> str:
     if rest in names:
         return f". If '{host}' is a host, leave it out: -i '{image._replace(name=rest)}'"
     if below:
-        return f". Below it there are {quoted(below)}"
+        return f". Below it: {', '.join(below[:9])}{', …' * (len(below) > 9)}"
     if os.path.lexists(image.name):
         return ". A file here is called so: quote patterns, as in -i '*'"
     return advice(str(image)) or nearest(image.name, names)
@@ -2023,14 +2025,8 @@ def repository_hint(image: Image, names: Sequence[str]) -> str:
 
 def nearest(word: str, words: Sequence[str]) -> str:
     """Return the question whether one of `words` like `word` was meant; '' if there is none."""
-    found = difflib.get_close_matches(word, words)
-    return f'. Did you mean {quoted(found)}?' if found else ''
-
-
-def quoted(words: Sequence[str]) -> str:
-    """Return the first few of `words`, in quotes."""
-    more = f' and {len(words) - 5} more' if len(words) > 5 else ''
-    return ', '.join(f"'{word}'" for word in words[:5]) + more
+    found = ', '.join(difflib.get_close_matches(word, words))
+    return f'. Did you mean {found}?' if found else ''
 
 
 # -- The data folder ------------------------------------------------------------------------------
@@ -2120,10 +2116,10 @@ def save(store: Store, plan: Plan, target: str, signals: Signals, dry_run: bool)
     try:
         if target != '-':
             refuse_place(store, target)
-        paths, total = [], 0
-        for path, status in saved_paths(store, plan):
-            paths.append(path)
-            total += 1536 + stat.S_ISREG(status.st_mode) * (status.st_size + 511) // 512 * 512
+        found = list(saved_paths(store, plan))
+        paths = [path for path, _ in found]
+        total = sum(1536 + stat.S_ISREG(status.st_mode) * (status.st_size + 511) // 512 * 512
+                    for _, status in found)  # a header of three blocks, and whole blocks
         if dry_run or not paths:
             return total
         workers = store.workers
@@ -2636,29 +2632,6 @@ def survey(store: Store, asked: Asked) -> Survey:
         refused, view.reads.difference(repository.revisions.values()))
 
 
-def survey_some(v2: str, asked: Sequence[Asked]) -> List[Survey]:
-    """Return what is told of some repositories, in a process of its own."""
-    store = Store(v2, Workers(1))
-    return [survey(store, one) for one in asked]
-
-
-def survey_all(store: Store, asked: Sequence[Asked]) -> List[Survey]:
-    """Return what is told of these repositories; see judge_all."""
-    if store.workers.threads() > 1 or len(asked) < WORTH_A_PROCESS or (os.cpu_count() or 1) < 2:
-        return store.workers.each(lambda one: survey(store, one), asked, 'Reading repositories',
-                                  large=True)
-    from concurrent.futures import ProcessPoolExecutor  # takes longer than many a run
-    parts = [asked[start:start + 16] for start in range(0, len(asked), 16)]
-    store.workers.step, store.workers.done, store.workers.total = (
-        'Reading repositories', 0, len(asked))
-    surveys: List[Survey] = []
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
-        for some in pool.map(survey_some, [store.v2] * len(parts), parts):
-            surveys += some
-            store.workers.done = len(surveys)
-    return surveys
-
-
 def measure_others(store: Store, sizes: Dict[str, int], shared: Set[str]) -> None:
     """Add to the `sizes` of blobs those that no repository has."""
     def measure(folder: str) -> None:
@@ -2692,8 +2665,8 @@ def list_images(store: Store, request: Request, now: float, bad: Mapping[str, st
     known = set(names)
     images, excluded = Words(request.images, known), Words(request.excluded, known, True)
     wishes = {name: Wish(images.of(name), excluded.of(name), request) for name in names}
-    surveys = survey_all(store, [Asked(name, wishes[name], now, bad, reads is not None)
-                                 for name in names])
+    surveys = each_repository(store, survey, [Asked(name, wishes[name], now, bad, reads is not None)
+                                              for name in names])
     verdicts = [Verdict(name) for name in names]
     for verdict, one in zip(verdicts, surveys):
         verdict.matched = one.matched
@@ -2709,7 +2682,8 @@ def list_images(store: Store, request: Request, now: float, bad: Mapping[str, st
             reads.update((blob, one.sizes[blob]) for blob in one.reads)
     shared = set().union(*(one.shared for one in surveys))
     measure_others(store, sizes, shared)
-    refused = {**{'selected': one.refused for one in surveys if one.refused}, **unsafe(store, names)}
+    refused = {'selected': one.refused for one in surveys if one.refused}
+    refused.update(unsafe(store, names))
 
     def freed(going: Iterable[str]) -> int:
         return sum(sizes[blob] for blob, count in Counter(going).items()
@@ -2728,8 +2702,8 @@ def list_images(store: Store, request: Request, now: float, bad: Mapping[str, st
         if going[blob] == links[blob] and blob not in named and blob not in shared)
     for figure in refused:
         totals[figure] = 0 if figure == 'selected' else None
-    rows = [line.row._replace(frees=0 if 'untagged' in refused else line.uploads + freed(line.going))
-            for one in surveys for line in one.lines]
+    rows = [line.row._replace(frees=line.uploads + freed(line.going) if 'untagged' not in refused
+                              else 0) for one in surveys for line in one.lines]
     rows.sort(key=lambda row: (-row.frees, row.repository, row.tag or '', row.digest or ''))
     kind = 'untagged' if request.untagged else 'repositories' if any(
         image.whole for image in request.images) else 'tags'
@@ -2843,7 +2817,8 @@ def cells(row: Row, kind: str, ages: bool) -> Dict[str, str]:
     return {
         '': word_of(row, kind).partition('@sha')[0].partition('@')[0] if row.digest and (
             untagged or row.tag is None) else word_of(row, kind),
-        'WAS': row.tag or '' if untagged else '', 'DIGEST': (row.digest or '').partition(':')[2][:12],
+        'WAS': row.tag or '' if untagged else '',
+        'DIGEST': (row.digest or '').partition(':')[2][:12],
         'TAGS': '' if row.tags is None else f'{row.tags:,}',
         'UNTAGGED': '' if row.untagged is None else f'{row.untagged:,}', 'PUSHED': pushed,
         'SIZE': human_size(row.size), 'FREES': human_size(row.frees), 'DAMAGE': ', '.join(faults)}
@@ -2901,7 +2876,8 @@ def list_text(listing: Listing, request: Request, v2: str, width: int, verbose: 
         f'Would be freed: {totals["untagged"]} by -u, {totals["garbage"]} by -g',
         f'Disk: {human_size(disk.used)} of {human_size(disk.total)} in use, '
         f'{human_size(disk.free)} free']
-    return '\n'.join([*table(listing, width, verbose), '', *(wrapped(text, width) for text in below),
+    return '\n'.join([*table(listing, width, verbose), '',
+                      *(wrapped(text, width) for text in below),
                       shortened(v2, width) if width else v2])
 
 
@@ -3218,30 +3194,28 @@ def problems(arguments: argparse.Namespace, request: Request) -> List[Tuple[Any,
     looks, given, save_to = arguments.list or arguments.check, arguments.images, arguments.save
     old, last = request.older_than is not None, request.keep_last is not None
     tags = given and all(image.tag for image in request.images) and not request.untagged
-    everything = request.untagged or request.garbage and not given  # what no word names
     return [
         (not (given or request.untagged or request.garbage or request.prune or looks),
          'an image is required: -i NAME, -i NAME:TAG or -i NAME@DIGEST'),
         (request.untagged and not all(image.whole for image in request.images),
          '-u takes whole repositories: -i NAME, without a tag or a digest'),
-        (last and not tags, "--keep-last chooses among tags: name them, as in -i 'NAME:*'"),
-        (old and not (tags or everything),
-         "--older-than chooses among tags: name them, as in -i 'NAME:*'; or goes with -u or -g"),
+        (last and not tags or old and not (tags or request.untagged or request.garbage and
+                                           not given),
+         "--keep-last and --older-than choose among tags: name them, as in -i 'NAME:*' (and "
+         '--older-than goes with -u or -g)'),
         (old and request.by == 'version',
          'a version has no age: --older-than goes with --by pushed or --by created'),
         (request.by != 'pushed' and not (tags and (old or last)),
-         f"--by {request.by} says how --keep-last or --older-than choose among tags: -i 'NAME:*'"),
+         f"--by {request.by} is for --keep-last or --older-than of tags, as in -i 'NAME:*'"),
         ((request.keep_last or 0) < 0 or arguments.jobs < 0,
          '--keep-last and --jobs take a number that is not negative'),
         (arguments.list and arguments.check, 'give one of -l and --check'),
-        (looks and (request.garbage or request.prune),
-         '-l and --check delete nothing: leave out -g and -p'),
-        (looks and save_to is not None, '-l and --check delete nothing: leave out --save'),
+        (looks and (request.garbage or request.prune or save_to is not None),
+         '-l and --check delete nothing: leave out -g, -p and --save'),
         (save_to is not None and (not save_to or '\0' in save_to),
          '--save takes the name of a file'),
-        (save_to == '-' and arguments.json, '--json and --save - both write to standard output'),
-        (save_to == '-' and columns(sys.stdout), '--save - writes an archive, and standard output '
-         'is a terminal: send it to a file or a command')]
+        (save_to == '-' and (arguments.json or columns(sys.stdout)),
+         '--save - writes an archive to standard output, which is not for --json or a terminal')]
 
 
 # -- The start ------------------------------------------------------------------------------------
