@@ -61,6 +61,7 @@ MANIFEST_LIMIT = 4 << 20  # bytes; no registry reads a larger manifest
 MANIFEST_TYPES = re.compile(
     r'application/vnd\.(docker\.distribution\.manifest\.(v1\+json|v1\+prettyjws|v2\+json|'
     r'list\.v2\+json)|oci\.(image\.manifest|image\.index|artifact\.manifest)\.v1\+json)')
+REGISTRIES = ('registry', 'docker-registry', 'dockerregistry')  # before 2.4, and OpenShift's
 FEW = 48  # to look for so many names costs about as much as to list a folder
 NO_WAY_BACK = (errno.ENOSPC, errno.EDQUOT, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -879,9 +880,10 @@ class Account:
         self.put_back = False  # it was interrupted before anything was final
         self.unfinished = False  # it was interrupted later
 
-    def fail(self, error: OSError, path: str) -> None:
+    def fail(self, error: BaseException, path: str) -> None:
         """Note that something could not be removed."""
-        self.failed.append((error.filename or path, error.strerror or str(error)))
+        self.failed.append((getattr(error, 'filename', None) or path,
+                            getattr(error, 'strerror', None) or str(error)))
 
 
 class Removal:
@@ -897,6 +899,7 @@ class Removal:
     def recover(self) -> None:
         """Put back what an interrupted run had set aside, or finish what it had committed."""
         self.signals.at_once = False
+        remove(self.probe)
         if os.path.lexists(self.aside):
             log.warning('An earlier run was interrupted before anything was final. What it had set '
                         'aside is put back')
@@ -1113,7 +1116,7 @@ class Removal:
                 self.account.unfinished = True
             else:
                 remove(path)
-        except OSError as error:
+        except (OSError, RecursionError) as error:
             self.account.fail(error, path)
 
     def prune(self, folders: List[str]) -> None:
@@ -1171,14 +1174,14 @@ def free_name(path: str) -> str:
 
 def sync(folder: str, only_itself: bool = False) -> None:
     """Let the file system of `folder` write down what was changed."""
-    import ctypes  # takes longer than many a run
     descriptor = os.open(folder, os.O_RDONLY)
     try:
+        import ctypes  # takes longer than many a run
         if only_itself:
             os.fsync(descriptor)
         elif ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    except AttributeError:
+    except (ImportError, AttributeError):
         os.sync()
     except OSError as error:
         log.warning("Cannot sync '%s': %s", folder, error.strerror)
@@ -1241,12 +1244,11 @@ def refuse_running_registry(v2: str, read_only: bool) -> None:
     for proc in map('/proc/{}'.format, processes):
         try:
             words = peek(proc + '/cmdline').rstrip('\0').split('\0')
-            name = os.path.basename(words[0])
-            old = name in ('registry', 'docker-registry', 'dockerregistry') and any(
-                word.endswith(('.yml', '.yaml')) for word in words[1:])
-            if not (words[1:2] in (['serve'], ['garbage-collect']) or old):
+            command = words[1:2] in (['serve'], ['garbage-collect'])
+            if not (command or os.path.basename(words[0]) in REGISTRIES and any(
+                    word.endswith(('.yml', '.yaml')) for word in words[1:])):
                 continue
-            told = settings(proc, words[1 if old else 2:])
+            told = settings(proc, words[2 if command else 1:])
             if not any(same_folder(seen(proc, root) + '/docker/registry/v2', v2)
                        for root in values('rootdirectory', told) or ['/var/lib/registry']):
                 continue
@@ -1425,7 +1427,7 @@ class Graph:
         self.edges[ANYTHING] = list(manifests)
         self.reached_by: Dict[str, List[str]] = {}
         for one, reached in self.edges.items():
-            if one != ANYTHING or any(not tag.digest for tag in tags.values()):
+            if one != ANYTHING or any(ANYTHING in self.edges[node(tag)] for tag in tags):
                 for other in reached:
                     self.reached_by.setdefault(other, []).append(one)
         self.roots = {node(tag) for tag in tags if self.referrers.get(tag) not in manifests}
@@ -1601,7 +1603,8 @@ def decide(store: Store, graph: Graph, wish: Wish, now: float, verdict: Verdict)
         spared |= young(store, repository, request, now)
     named = ({node(tag) for tag in asked} | wanted) - spared
     seeds = list(manifests) if bare else [
-        digest for tag in asked for digest in (tags[tag].digest, *tags[tag].history)
+        digest for tag in asked for digest in (
+            tags[tag].digest, *(tags[tag].history if tags[tag].digest not in wanted else ()))
         if digest in manifests]
     lost = graph.loss(named, seeds, spared) if named or seeds else set()
     refuse_kept_index(graph, wanted, lost)
@@ -2516,7 +2519,8 @@ class View:
         repository, graph, tags = self.repository, self.graph, self.repository.tags
         try:
             asked = [image.tag] if image.tag else self.pointing.get(image.digest, [])
-            seeds = [digest for tag in asked for digest in (tags[tag].digest, *tags[tag].history)
+            seeds = [digest for tag in asked for digest in (
+                tags[tag].digest, *(tags[tag].history if image.tag else ()))
                      if digest in repository.manifests]
             wanted = set() if image.whole or image.tag else {image.digest}
             lost = graph.loss(wanted.union(map(node, asked)), seeds)
