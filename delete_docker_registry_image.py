@@ -130,6 +130,21 @@ def literal(*words: str) -> Image:
     raise RegistryCleanerError(f'{words} is no valid image name. Nothing was deleted')
 
 
+def request_for(repo: str) -> Request:
+    """Return the request to delete a repository.  Raises RegistryCleanerError for no name."""
+    return Request((literal(repo),))
+
+
+def request_for_tag(repo: str, tag: str) -> Request:
+    """Return the request to delete a tag.  Raises RegistryCleanerError for no name."""
+    return Request((literal(repo, tag),))
+
+
+def request_for_untagged(repo: str) -> Request:
+    """Return the request to delete what no tag of a repository reaches.  Raises as the others."""
+    return Request((literal(repo),), untagged=True)
+
+
 def parse_image(word: str) -> Image:
     """Return what `word` names: NAME, NAME:TAG, NAME@DIGEST or NAME:TAG@DIGEST.
 
@@ -1672,8 +1687,6 @@ def references_of(store: Store, graph: Graph, wish: Wish, lost: Set[str], whole:
     uploads = {upload: measure_upload(store, store.place(name, '_uploads', upload))
                for upload in (repository.uploads if request.garbage or nothing_left else ())}
     old = [upload for upload, (last, _) in uploads.items() if whole or last <= now - UPLOAD_AGE]
-    gone = nothing_left and len(old) == len(repository.uploads) and bool(
-        lost or request.garbage or bare and not request.untagged)
     too_young = now - (request.older_than or 0.0)
 
     def unused(digest: str) -> bool:
@@ -1683,6 +1696,9 @@ def references_of(store: Store, graph: Graph, wish: Wish, lost: Set[str], whole:
     linked = [digest for digest, blob in repository.layers.items() if blob is not None]
     layers = graph.lost_layers(lost) | set(filter(unused, linked) if request.garbage else ())
     layers -= {repository.layers[digest] or '' for digest in linked if digest not in layers}
+    begun = request.garbage and request.older_than is not None and not layers.issuperset(linked)
+    gone = nothing_left and len(old) == len(repository.uploads) and (whole or not begun) and bool(
+        lost or request.garbage or bare and not request.untagged)
     layers = set(linked) if gone else layers
     leftovers = [f'_layers/{digest}' for digest, blob in repository.layers.items() if blob is None]
     leftovers += [f'_manifests/revisions/{digest}'
@@ -2255,15 +2271,15 @@ class RegistryCleaner:
 
     def delete_entire_repository(self, repo: str) -> Outcome:
         """Delete the repository `repo`; repositories below it stay."""
-        return self.run(Request((literal(repo),)))
+        return self.run(request_for(repo))
 
     def delete_repository_tag(self, repo: str, tag: str) -> Outcome:
         """Delete the tag `tag` of `repo`, and what only it reaches."""
-        return self.run(Request((literal(repo, tag),)))
+        return self.run(request_for_tag(repo, tag))
 
     def delete_untagged(self, repo: str) -> Outcome:
         """Delete the manifests of `repo` that no tag reaches."""
-        return self.run(Request((literal(repo),), untagged=True))
+        return self.run(request_for_untagged(repo))
 
     def prune(self) -> Outcome:
         """Delete empty folders."""
