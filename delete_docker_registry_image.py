@@ -372,7 +372,7 @@ def parse_manifest(content: bytes) -> Manifest:
         if type(node) is list:
             todo += [value for value in node if type(value) in (tuple, list)]
             continue
-        digests, size, is_manifest, elsewhere = [], -1.0, False, False
+        digests, size, kinds, elsewhere = [], -1.0, [], False  # type: Any, float, List[str], bool
         for key, value in node:
             key = key.casefold()
             if key in ('digest', 'blobsum') and type(value) is str and is_digest(value):
@@ -383,9 +383,9 @@ def parse_manifest(content: bytes) -> Manifest:
             elif key == 'size' and type(value) is float:
                 size = value
             elif key == 'mediatype' and type(value) is str:
-                is_manifest = is_manifest or MANIFEST_TYPES.fullmatch(value) is not None
+                kinds.append(value)
         names.update(dict.fromkeys(digests, size))
-        typed += digests if is_manifest else ()
+        typed += digests if digests and any(map(MANIFEST_TYPES.fullmatch, kinds)) else ()
         foreign += digests if elsewhere else ()
     top = [(key.casefold(), value) for key, value in document]
     subjects = [text for key, value in top if key == 'subject' and type(value) is tuple
@@ -507,10 +507,19 @@ class Store:
 
     def read(self, path: str, limit: int) -> Optional[Tuple[bytes, float]]:
         """Return the content of a file, up to `limit` bytes, and its mtime; None if missing."""
-        if not self.exists(path):
-            self.require_missing(path)
-            return None
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            descriptor = os.open(path, flags | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                self.links.add(path)
+                descriptor = os.open(path, flags)
+            elif error.errno in (errno.ENOENT, errno.ENOTDIR):
+                self.require_missing(path)
+                return None
+            else:
+                raise
+        with open(descriptor, 'rb') as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, 'it is no regular file', path)
@@ -897,7 +906,7 @@ class Account:
 
     def fail(self, error: BaseException, path: str) -> None:
         """Note that something could not be removed."""
-        self.failed.append((getattr(error, 'filename', None) or path,
+        self.failed.append((os.path.join(path, getattr(error, 'filename', None) or ''),
                             getattr(error, 'strerror', None) or str(error)))
 
 
@@ -919,11 +928,9 @@ class Removal:
             log.warning('An earlier run was interrupted before anything was final. What it had set '
                         'aside is put back')
             self.put_back_all()
-        left = [entry.path for entry in self.store.entries(self.store.repositories)
-                if entry.name.startswith(OWN + 'gone')]
-        if left:
+        if self.committed():
             log.warning('An earlier run was interrupted. What it had decided is finished first')
-            self.free(left)
+            self.free(self.committed())
         self.signals.at_once = True
 
     def carry_out(self, request: Request, plan: Plan) -> None:
@@ -934,10 +941,8 @@ class Removal:
         real = self.renames_are_moves() if staying else True
         self.signals.at_once = False
         parts: Dict[str, List[Reference]] = {name: [] for name in staying}
-        for kind in KINDS:
-            for reference in plan.references:
-                if reference.kind == kind:
-                    parts[reference.repository].append(reference)
+        for reference in sorted(plan.references, key=lambda one: list(KINDS).index(one.kind)):
+            parts[reference.repository].append(reference)
         try:
             done = self.store.workers.each(
                 lambda name: real and self.set_aside(name, parts[name], *staying[name]), parts,
@@ -956,9 +961,13 @@ class Removal:
                         'them is removed at once, without a way back', len(left))
             self.store.workers.each(lambda name: self.remove_now(name, parts[name]), left)
             sync(self.store.repositories)
-        self.free([entry.path for entry in self.store.entries(self.store.repositories)
-                   if entry.name.startswith(OWN + 'gone')], plan.blobs)
+        self.free(self.committed(), plan.blobs)
         self.prune(plan.folders)
+
+    def committed(self) -> List[str]:
+        """Return the folders that hold what is gone: this run's, and what earlier ones left."""
+        return [one.path for one in self.store.entries(self.store.repositories)
+                if one.name.startswith(OWN + 'gone') and not one.is_symlink()]
 
     def paths(self, name: str, references: List[Reference]) -> List[str]:
         """Return what goes of a repository, in order, as places in it."""
@@ -1308,16 +1317,18 @@ def version_of(tag: str) -> Optional[Tuple[Any, ...]]:
 
 def parse_date(text: Any) -> Optional[float]:
     """Return the seconds of an ISO 8601 date, None if it is none or from before all images."""
-    match = re.fullmatch(r'(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(?:Z|([+-])(\d\d):(\d\d))',
+    match = re.fullmatch(r'(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-])(\d\d):(\d\d))',
                          text if isinstance(text, str) else '')
     try:
         when = float(calendar.timegm(time.strptime(match.group(1), '%Y-%m-%dT%H:%M:%S'))
                      ) if match else 0.0
     except ValueError:
         return None
-    if match and match.group(2):
-        offset = int(match.group(3)) * 3600 + int(match.group(4)) * 60
-        when += offset if match.group(2) == '-' else -offset
+    if match:
+        when += float(match.group(2) or 0)
+    if match and match.group(3):
+        offset = int(match.group(4)) * 3600 + int(match.group(5)) * 60
+        when += offset if match.group(3) == '-' else -offset
     return when if when >= FIRST_IMAGE else None
 
 
@@ -2594,7 +2605,7 @@ class View:
         path = self.store.place(name, '_manifests/revisions', digest.replace(':', '/'), 'link')
         size, faults = self.see(digest)
         return self.line(
-            Row(name, self.former.get(digest), digest, pushed=written(path), size=size,
+            Row(name, self.former.get(digest) if self.asked.wish.request.untagged else None, digest, pushed=written(path), size=size,
                 damage='; '.join(faults)), Image(name, digest=digest))
 
     def tops(self, references: Iterable[Reference]) -> List[str]:
@@ -2940,7 +2951,8 @@ def listing_names(listing: Listing) -> str:
 
 def listing_json(listing: Listing, v2: str) -> Dict[str, Any]:
     """Return the list, or what a check found, as `--json` prints it."""
-    images = [dict(row._asdict(), damage=row.damage or None, pushed=(
+    images = [dict(row._asdict(), damage=row.damage or None, tag=(
+        None if listing.kind == 'untagged' else row.tag), pushed=(
         None if row.pushed is None else time.strftime(
             '%Y-%m-%dT%H:%M:%SZ', time.gmtime(row.pushed)))) for row in listing.rows]
     return {'registry': v2, 'images': images,
