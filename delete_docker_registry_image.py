@@ -1823,9 +1823,18 @@ def judge_named(store: Store, asked: Tuple[str, Wish, float]) -> Verdict:
     return judge(store, store.repository(name), wish, now)
 
 
-def several(v2: str, function: Callable[[Store, Item], Result], items: Sequence[Item]
+def several(v2: str, function: Callable[[Store, Item], Result], items: Sequence[Item], parent: int
             ) -> List[Result]:
-    """Return function(store, item) of each item, in a process of its own."""
+    """Return function(store, item) of each item, in a process of its own.
+
+    It ends with its `parent`, since it holds the lock too, and leaves Ctrl-C to it.
+    """
+    import ctypes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(1)
     store = Store(v2, Workers(1))
     return [function(store, item) for item in items]
 
@@ -1837,17 +1846,31 @@ def each_repository(store: Store, function: Callable[[Store, Item], Result],
     On fast storage there is more to work out than to wait for, and processes share that.
     """
     workers, processors = store.workers, min(os.cpu_count() or 1, 4)
-    if workers.threads() > 1 or len(items) < WORTH_A_PROCESS or processors < 2:
-        return workers.each(lambda item: function(store, item), items, 'Reading repositories',
-                            large=True)
+    if workers.threads() < 2 and len(items) >= WORTH_A_PROCESS and processors > 1:
+        with contextlib.suppress(OSError, RuntimeError, ImportError, AttributeError):
+            return in_processes(store, function, items, processors)
+    return workers.each(lambda item: function(store, item), items, 'Reading repositories',
+                        large=True)
+
+
+def in_processes(store: Store, function: Callable[[Store, Item], Result], items: Sequence[Item],
+                 processors: int) -> List[Result]:
+    """Do the same in processes.  Raises OSError or RuntimeError where there cannot be any."""
     from concurrent.futures import ProcessPoolExecutor  # takes longer than many a run
-    parts = [items[start:start + 16] for start in range(0, len(items), 16)]
+    from multiprocessing import get_context
+    workers, results = store.workers, []  # type: Workers, List[Result]
     workers.step, workers.done, workers.total = 'Reading repositories', 0, len(items)
-    results: List[Result] = []
-    with ProcessPoolExecutor(processors) as pool:
-        for some in pool.map(several, [store.v2] * len(parts), [function] * len(parts), parts):
-            results += some
-            workers.done = len(results)
+    forked: Any = {'mp_context': get_context('fork')} if sys.version_info > (3, 7) else {}
+    with ProcessPoolExecutor(processors, **forked) as pool:
+        parts = [pool.submit(several, store.v2, function, items[start:start + 16], os.getpid())
+                 for start in range(0, len(items), 16)]
+        try:
+            for part in parts:
+                results += part.result()
+                workers.done = len(results)
+        finally:  # at a signal nobody waits for the rest
+            for part in parts:
+                part.cancel()
     return results
 
 
