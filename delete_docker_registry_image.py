@@ -109,7 +109,8 @@ def read_request(arguments: argparse.Namespace) -> Request:
     lines = read_lines() if '-' in arguments.images + arguments.excluded else []
     images, excluded = (tuple(parse_image(one) for word in words for one in (
         lines if word == '-' else [word])) for words in (arguments.images, arguments.excluded))
-    return Request(images, excluded, arguments.untagged, arguments.garbage, arguments.prune,
+    untagged = arguments.untagged and bool(images or not arguments.images)  # an empty list is none
+    return Request(images, excluded, untagged, arguments.garbage, arguments.prune,
                    arguments.keep_last, arguments.older_than, arguments.by,
                    arguments.allow_remove_all, arguments.dry_run, arguments.read_only_registry)
 
@@ -247,6 +248,38 @@ def named_tags(images: Iterable[Image], tags: Mapping[str, str],
         if not image.tag:
             digests.add(image.digest)
     return named | {tag for tag, digest in tags.items() if digest in digests}
+
+
+# -- What comes of a run -----------------------------------------------------------------------------
+
+class Signals:
+    """SIGINT and SIGTERM end at once what only reads, and are asked for where anything changes."""
+
+    number = 0
+    at_once = True
+
+    def catch(self, number: int, frame: Any) -> None:
+        """Handle a signal."""
+        self.number = number
+        if self.at_once:
+            raise KeyboardInterrupt
+
+
+class Account:
+    """What a removal has done."""
+
+    def __init__(self) -> None:
+        self.skipped: Dict[str, str] = {}  # repository -> why it was left as it was
+        self.failed: List[Tuple[str, str]] = []  # path, and why it could not be removed
+        self.blobs: Dict[str, int] = {}  # those deleted, with the bytes that this freed
+        self.folders: List[str] = []  # empty ones that are gone
+        self.put_back = False  # it was interrupted before anything was final
+        self.unfinished = False  # it was interrupted later
+
+    def fail(self, error: BaseException, path: str) -> None:
+        """Note that something could not be removed."""
+        self.failed.append((os.path.join(path, getattr(error, 'filename', None) or ''),
+                            getattr(error, 'strerror', None) or str(error)))
 
 
 # -- What is on the disk --------------------------------------------------------------------------
@@ -781,7 +814,8 @@ def guard(store: Store, request: Request, plan: Plan) -> Dict[str, List[Set[Tupl
                 standing(repository, repository.manifests)]
 
     staying = dict(zip(going, store.workers.each(look, list(going), 'Looking again', large=True)))
-    for blob in store.linked(plan.blobs, going):
+    links = [one.item for one in plan.references if one.kind in ('layer', 'manifest')]
+    for blob in store.linked([*plan.blobs, *links], going) & plan.blobs.keys():
         raise Fault(f'{blob} would go, and a repository has a link to it')
     for link in sorted(store.links):
         refuse_second_name(store, link)
@@ -795,10 +829,11 @@ def require_named(repository: Repository, going: List[Reference], images: Sequen
     referrers = repository.referrers()
     named = named_tags(images, tags, referrers, repository.manifests)
     kept = named_tags(excluded, tags)
-    manifests, leaving = repository.going(going, 'manifest'), repository.going(going, 'tag')
+    manifests = repository.going(going, 'manifest', 'layer')
+    leaving = repository.going(going, 'tag')
     whole = bool(repository.going(going, 'repository'))
-    left = (tags.keys() - leaving, repository.manifests.keys() - manifests - repository.going(
-        going, 'layer'), set(repository.uploads) - repository.going(going, 'upload'))
+    left = (tags.keys() - leaving, repository.manifests.keys() - manifests,
+            set(repository.uploads) - repository.going(going, 'upload'))
     for tag in tags if whole else leaving & tags.keys():
         if tag in kept or tag not in named and referrers.get(tag) not in manifests:
             raise Fault(f'tag {repository.name}:{tag} would go, and no word names it')
@@ -880,36 +915,6 @@ def refuse_second_name(store: Store, link: str) -> None:
 
 # -- The removal: set aside, put back, commit, free -----------------------------------------------
 
-class Signals:
-    """SIGINT and SIGTERM end at once what only reads, and are asked for where anything changes."""
-
-    number = 0
-    at_once = True
-
-    def catch(self, number: int, frame: Any) -> None:
-        """Handle a signal."""
-        self.number = number
-        if self.at_once:
-            raise KeyboardInterrupt
-
-
-class Account:
-    """What a removal has done."""
-
-    def __init__(self) -> None:
-        self.skipped: Dict[str, str] = {}  # repository -> why it was left as it was
-        self.failed: List[Tuple[str, str]] = []  # path, and why it could not be removed
-        self.blobs: Dict[str, int] = {}  # those deleted, with the bytes that this freed
-        self.folders: List[str] = []  # empty ones that are gone
-        self.put_back = False  # it was interrupted before anything was final
-        self.unfinished = False  # it was interrupted later
-
-    def fail(self, error: BaseException, path: str) -> None:
-        """Note that something could not be removed."""
-        self.failed.append((os.path.join(path, getattr(error, 'filename', None) or ''),
-                            getattr(error, 'strerror', None) or str(error)))
-
-
 class Removal:
     """Removes references and blobs: the one place that changes the store."""
 
@@ -931,6 +936,7 @@ class Removal:
         if self.committed():
             log.warning('An earlier run was interrupted. What it had decided is finished first')
             self.free(self.committed())
+        self.store.links.clear()
         self.signals.at_once = True
 
     def carry_out(self, request: Request, plan: Plan) -> None:
@@ -1093,23 +1099,24 @@ class Removal:
 
         Then these folders, what an interrupted run has left among them.
         """
-        candidates, leaves, repositories = set(blobs or ()), [], set()
-        todo = list(folders)
-        for path in todo:  # grows as it goes
-            for entry in self.store.entries(path):
+        candidates, repositories = set(blobs or ()), set()
+        leaves: List[str] = []
+        level = list(folders)
+        while level:
+            listed = list(zip(level, self.store.workers.each(self.store.entries, level)))
+            level = []
+            for path, entry in [(path, entry) for path, entries in listed for entry in entries
+                                if entry.is_dir(follow_symlinks=False)]:
                 kind, algorithm = path.split('/')[-2:]
                 digest = f'{algorithm}:{entry.name}'
-                if not entry.is_dir(follow_symlinks=False):
-                    continue
-                if not is_digest(digest):
-                    todo.append(entry.path)
-                    if entry.name in PARTS:
-                        repositories.add(path)
-                elif kind in ('_layers', 'revisions'):
-                    leaves.append(entry.path)
-                    if blobs is None and os.path.lexists(entry.path + '/link'):
-                        candidates.add(digest if algorithm == 'sha256' else
-                                       self.store.read_link(entry.path)[0] or digest)
+                leaf = is_digest(digest) or path.endswith(('/_manifests/tags', '/_uploads'))
+                (leaves if leaf else level).append(entry.path)
+                if entry.name in PARTS:
+                    repositories.add(path)
+                if blobs is None and is_digest(digest) and kind in ('_layers', 'revisions') and (
+                        os.path.lexists(entry.path + '/link')):
+                    candidates.add(digest if algorithm == 'sha256' else
+                                   self.store.read_link(entry.path)[0] or digest)
         unlinked = sorted(candidates - self.store.linked(candidates))
         self.store.workers.each(self.delete_blob, unlinked, 'Deleting blobs')
         if self.account.unfinished or self.account.failed:
@@ -1117,7 +1124,7 @@ class Removal:
         self.store.workers.each(self.delete, leaves, 'Removing links')
         for folder in folders:
             self.delete(folder)
-        for path in repositories:
+        for path in sorted(repositories, reverse=True):
             name = path[len(self.store.repositories):].split('/', 2)[2]
             with contextlib.suppress(OSError):  # others lie below it, or it is a mount point
                 os.rmdir(self.store.place(name))
@@ -2113,8 +2120,9 @@ def find_data_dir(given: Optional[str]) -> str:
 
 def find_v2(directory: str) -> str:
     """Return the V2 folder that `directory` holds or is.  Raises RegistryCleanerError."""
-    top = os.path.abspath(directory).rstrip('/') if directory else ''
+    top = directory
     try:
+        top = os.path.abspath(directory).rstrip('/') if directory else ''
         for below in ('/docker/registry/v2', '/registry/v2', '/v2', '') if directory else ():
             if is_v2(top + below):
                 return top + below
