@@ -250,7 +250,7 @@ def named_tags(images: Iterable[Image], tags: Mapping[str, str],
     return named | {tag for tag, digest in tags.items() if digest in digests}
 
 
-# -- What comes of a run -----------------------------------------------------------------------------
+# -- What comes of a run --------------------------------------------------------------------------
 
 class Signals:
     """SIGINT and SIGTERM end at once what only reads, and are asked for where anything changes."""
@@ -2636,7 +2636,8 @@ class View:
         path = self.store.place(name, '_manifests/revisions', digest.replace(':', '/'), 'link')
         size, faults = self.see(digest)
         return self.line(
-            Row(name, self.former.get(digest) if self.asked.wish.request.untagged else None, digest, pushed=written(path), size=size,
+            Row(name, self.former.get(digest) if self.asked.wish.request.untagged else None, digest,
+                pushed=written(path), size=size,
                 damage='; '.join(faults)), Image(name, digest=digest))
 
     def tops(self, references: Iterable[Reference]) -> List[str]:
@@ -3300,8 +3301,6 @@ def look(cleaner: RegistryCleaner, arguments: argparse.Namespace, request: Reque
 def delete(cleaner: RegistryCleaner, arguments: argparse.Namespace, request: Request,
            terminal: Terminal) -> Tuple[int, Dict[str, Any], str]:
     """Carry out `request` and say so; return the exit status, the JSON, and an error."""
-    if arguments.images and not request.images:  # the same
-        request = request._replace(untagged=False)
     outcome = Outcome(cleaner.v2, request.dry_run, NOTHING)
     if request.images or request.untagged or request.garbage or request.prune:
         outcome = cleaner.run(request, arguments.save or '')
