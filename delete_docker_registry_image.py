@@ -2393,7 +2393,7 @@ class RegistryCleaner:
             left = sum(measure_upload(store, store.place(one.repository, '_uploads', one.item))[1]
                        for one in plan.references
                        if one.kind == 'upload' and one.repository in account.skipped)
-            plan = Plan(gone, {digest: size for digest, size in account.blobs.items()
+            plan = Plan(gone, {digest: size for digest, size in sorted(account.blobs.items())
                                if digest not in earlier}, account.folders)
             if any(plan):
                 undo.pop_all()
@@ -2407,7 +2407,6 @@ class RegistryCleaner:
 
 TOTALS = ('repositories', 'tags', 'manifests', 'blobs', 'size', 'uploads', 'selected', 'untagged',
           'garbage')
-FIGURES = {'untagged': Request(untagged=True), 'garbage': Request(garbage=True)}
 
 
 class Row(NamedTuple):
@@ -2421,7 +2420,7 @@ class Row(NamedTuple):
     pushed: Optional[float] = None  # in seconds
     size: int = 0  # of the distinct blobs that it reaches
     frees: int = 0  # what deleting it, and nothing else, would free now
-    damage: str = ''  # 'what: digest', each after a semicolon
+    damage: str = ''  # 'what: digest', with a semicolon between
 
 
 class Listing(NamedTuple):
@@ -2431,90 +2430,75 @@ class Listing(NamedTuple):
     totals: Dict[str, Optional[int]]  # None: cannot be told, and a warning says why
     warnings: List[str]
     damaged: bool
-    kind: str  # what the lines are: repositories, tags (and manifests by digest), untagged
+    kind: str  # what the rows are: repositories, tags (and manifests by digest), untagged
 
 
-class Line(NamedTuple):
-    """A row, and what decides how much it frees: the blobs of the links that go with it."""
-
-    row: Row
-    going: List[str]  # once for each link
-    uploads: int  # bytes
-
-
-class Asked(NamedTuple):
-    """What to tell of one repository."""
-
-    name: str
-    wish: Wish
-    now: float
-    bad: Mapping[str, str]  # blob -> what a check found wrong with it
-    reading: bool  # what a check has to read is asked for, too
+Line = Tuple[Row, List[str], int]  # with the blob of each link that goes, and bytes of uploads
+Asked = Tuple[str, Wish, float, Mapping[str, str], bool]  # name, wish, now, bad, reading
 
 
 class Survey(NamedTuple):
     """What is told of one repository.  Only blobs that are stored count."""
 
-    name: str
     lines: List[Line]
     sizes: Dict[str, int]  # blob -> bytes
-    shared: Set[str]  # blobs that free nothing: their files have another name
+    shared: Set[str]  # blobs that free nothing: their files have other names, too
     links: List[str]  # the blob of each link
-    going: Dict[str, List[str]]  # for each figure, the blobs of the links that go
+    going: Dict[str, List[str]]  # the same of those that go: selected, with -u, with -g
     named: Set[str]  # blobs that manifests name without a link
     counts: Dict[str, int]
     matched: Set[Image]
     refused: str  # why what was selected must not be deleted
-    reads: Set[str]  # blobs for a check to read
+    reads: Set[str]  # what a check has to read
+    warnings: List[str]
 
 
 class View:
-    """One repository, as the list shows it."""
+    """One repository, as the list shows it; `bad` is what a check found wrong with which blob."""
 
-    def __init__(self, store: Store, repository: Repository, asked: Asked) -> None:
-        self.store, self.repository, self.asked = store, repository, asked
+    def __init__(self, store: Store, repository: Repository, now: float, bad: Mapping[str, str]
+                 ) -> None:
+        self.store, self.repository, self.now, self.bad = store, repository, now, bad
         self.graph = Graph(repository)
-        self.sizes: Dict[str, int] = {}  # -1: not stored
+        self.sizes: Dict[str, int] = {}  # of the blobs that are stored
         self.shared: Set[str] = set()
-        self.links = self.stored(blob for links in (repository.layers, repository.revisions)
-                                 for blob in links.values())
-        self.former = {digest: tag for tag in sorted(repository.tags, reverse=True)
-                       for digest in repository.tags[tag].history}
+        links = [blob for held in (repository.layers, repository.revisions)
+                 for blob in held.values() if blob]
+        self.parts = {digest: {blob_of(repository, name) or name
+                               for name in (digest, *manifest.names)}
+                      for digest, manifest in repository.manifests.items()}
+        for blob in set(links).union(*self.parts.values()):
+            self.measure(blob)
+        self.links = self.stored(links)
         self.pointing: Dict[str, List[str]] = {}
         for tag in repository.tags:
             self.pointing.setdefault(repository.tags[tag].digest, []).append(tag)
         found = ((one, list(self.faults_of(one))) for one in self.graph.edges if one != ANYTHING)
         self.faults = {one: faults for one, faults in found if faults}
-        self.unsure = '' in repository.layers.values() or any(
-            one.fault for held in (repository.manifests, repository.tags)
-            for one in held.values())
-        self.known: Dict[str, Tuple[int, List[str]]] = {}
+        self.unsure = bool(self.faults) or '' in repository.layers.values()
+        self.seen: Dict[str, Tuple[int, List[str]]] = {}
         self.reads: Set[str] = set()
 
-    def size(self, blob: str) -> int:
-        """Return the bytes of a blob, -1 if it is not stored."""
-        if blob not in self.sizes:
-            path = self.store.blob(blob) + '/data'
-            try:
-                status = os.lstat(path)
-                if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                    self.shared.add(blob)
-                    status = os.stat(path)
-                self.sizes[blob] = status.st_size if stat.S_ISREG(status.st_mode) else 0
-            except (FileNotFoundError, NotADirectoryError):
-                self.sizes[blob] = -1
-        return self.sizes[blob]
+    def measure(self, blob: str) -> None:
+        """Take note of the size of a blob."""
+        path = self.store.blob(blob) + '/data'
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            status = os.lstat(path)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                self.shared.add(blob)
+                status = os.stat(path)
+            self.sizes[blob] = status.st_size if stat.S_ISREG(status.st_mode) else 0
 
     def stored(self, blobs: Iterable[Optional[str]]) -> List[str]:
         """Return those of `blobs` that are stored."""
-        return [blob for blob in blobs if blob and self.size(blob) >= 0]
+        return [blob for blob in blobs if blob and blob in self.sizes]
 
     def faults_of(self, one: str) -> Iterator[str]:
         """Yield what is wrong with a tag or a manifest itself, told from names and sizes.
 
-        Layers and children may be stored elsewhere: those with `urls`, and of a sparse index.
+        What may be stored elsewhere is no damage: layers with `urls`, children of a sparse index.
         """
-        repository, bad = self.repository, self.asked.bad
+        repository = self.repository
         if one[0] == '/':
             tag = repository.tags[one[1:]]
             if tag.fault:
@@ -2527,15 +2511,14 @@ class View:
             yield f'unreadable: {one} ({manifest.fault})'
         for name, size in manifest.names.items():
             child, blob = name in repository.manifests, blob_of(repository, name)
-            elsewhere = child or name in manifest.foreign or not blob and name in manifest.typed
-            if not blob or self.size(blob) < 0:
+            if not blob or blob not in self.sizes:
                 if repository.layers.get(name) == '':
                     yield f'broken link: layer {name}'
-                elif not elsewhere:
+                elif not (child or name in manifest.foreign or not blob and name in manifest.typed):
                     yield f'layer missing: {blob or name}'
-            elif blob in bad and not child:
-                yield f'{bad[blob]}: {blob}'
-            elif 0 <= size != self.size(blob):
+            elif blob in self.bad and not child:
+                yield f'{self.bad[blob]}: {blob}'
+            elif 0 <= size != self.sizes[blob]:
                 yield f'{"manifest" if child else "layer"} of wrong size: {blob}'
 
     def see(self, start: str) -> Tuple[int, List[str]]:
@@ -2544,30 +2527,19 @@ class View:
         if start[0] == '/' and len(edges) == 1:  # so many tags of one manifest cost little
             size, faults = self.see(edges[0])
             return size, self.faults.get(start, []) + faults
-        if start not in self.known:
+        if start not in self.seen:
             nodes = self.graph.reach([start])
-            blobs = self.parts(nodes)
-            self.reads.update(blobs if self.asked.reading else ())
-            self.known[start] = (sum(map(self.size, blobs)), sorted({
+            blobs = self.stored(set().union(*(self.parts.get(one, ()) for one in nodes)))
+            self.reads.update(blobs)
+            self.seen[start] = (sum(map(self.sizes.__getitem__, blobs)), sorted({
                 fault for one in nodes if one in self.faults for fault in self.faults[one]}))
-        return self.known[start]
+        return self.seen[start]
 
-    def parts(self, nodes: Iterable[str]) -> List[str]:
-        """Return the stored blobs of these manifests, and those that they name."""
-        manifests = self.repository.manifests
-        digests = {name for one in nodes if one in manifests
-                   for name in (one, *manifests[one].names)}
-        return self.stored({blob_of(self.repository, digest) or digest for digest in digests})
-
-    def going(self, references: Iterable[Reference]) -> List[str]:
-        """Return the stored blobs of the links among `references`."""
+    def going(self, verdict: Verdict) -> List[str]:
+        """Return the stored blobs of the links that go."""
         links = {'layer': self.repository.layers, 'manifest': self.repository.revisions}
-        return self.stored(links[one.kind].get(one.item) for one in references
+        return self.stored(links[one.kind].get(one.item) for one in verdict.references
                            if one.kind in links)
-
-    def judge(self, wish: Wish) -> Verdict:
-        """Return what the repository loses by `wish`."""
-        return judge(self.store, self.repository, wish, self.asked.now, self.graph)
 
     def line(self, row: Row, image: Image) -> Line:
         """Return the line of `row`, which `image` names, literally.
@@ -2575,207 +2547,175 @@ class View:
         The cost is that of what goes: all is judged only where all goes, or damage may keep it.
         """
         repository, graph, tags = self.repository, self.graph, self.repository.tags
+        asked = [image.tag] if image.tag else self.pointing.get(image.digest, [])
+        seeds = [digest for tag in asked for digest in (tags[tag].digest, *tags[tag].history)
+                 if digest in repository.manifests]
+        wanted = set() if image.whole or image.tag else {image.digest}
+        lost = graph.loss(wanted.union(map(node, asked)), seeds)
         try:
-            asked = [image.tag] if image.tag else self.pointing.get(image.digest, [])
-            seeds = [digest for tag in asked for digest in (
-                tags[tag].digest, *(tags[tag].history if image.tag else ()))
-                     if digest in repository.manifests]
-            wanted = set() if image.whole or image.tag else {image.digest}
-            lost = graph.loss(wanted.union(map(node, asked)), seeds)
             refuse_kept_index(graph, wanted, lost)
             if image.whole or self.unsure or len(lost) + 1 >= len(graph.edges):
-                verdict = self.judge(Wish([image], [], Request((image,))))
-                return Line(row, self.going(verdict.references), verdict.upload_bytes)
+                verdict = judge(self.store, repository, Wish([image], [], Request((image,))),
+                                self.now, graph)
+                return row, self.going(verdict), verdict.upload_bytes
         except RegistryCleanerError:
-            return Line(row, [], 0)
-        return Line(row, self.stored([
-            *(repository.revisions.get(digest) for digest in lost),
-            *(repository.layers[digest] for digest in graph.lost_layers(lost))]), 0)
+            return row, [], 0
+        blobs = [repository.revisions.get(digest) for digest in lost]
+        blobs += [repository.layers[digest] for digest in graph.lost_layers(lost)]
+        return row, self.stored(blobs), 0
 
     def whole(self) -> Line:
         """Return the line of the repository."""
-        repository, graph, bad = self.repository, self.graph, self.asked.bad
-        damage = '; '.join(sorted({f'{fault} in {self.images_with(one)}'
-                                   for one, faults in self.faults.items() for fault in faults}))
-        unused = [f'{bad[blob]}: {blob}, which no manifest here names'
-                  for blob in sorted({*self.links} & bad.keys()) if blob not in damage]
-        if self.asked.reading:
-            self.reads.update(self.links, self.parts(repository.manifests))
-        row = Row(
-            repository.name, tags=len(repository.tags.keys() - graph.referrers.keys()),
-            untagged=len({digest for digest, blob in repository.revisions.items()
-                          if blob is not None} - graph.reach(graph.roots)),
-            pushed=max((tag.pushed for tag in repository.tags.values() if tag.pushed is not None),
+        name, tags, graph = self.repository.name, self.repository.tags, self.graph
+        damage = sorted({f'{fault} in {self.images_with(one)}'
+                         for one, faults in self.faults.items() for fault in faults})
+        damage += [f'{self.bad[blob]}: {blob}, which no manifest here names' for blob in sorted(
+            self.bad.keys() & set(self.links).difference(*self.parts.values()))]
+        linked = {digest for digest, blob in self.repository.revisions.items() if blob is not None}
+        self.reads.update(self.sizes)
+        return self.line(Row(
+            name, tags=len(tags.keys() - graph.referrers.keys()),
+            untagged=len(linked - graph.reach(graph.roots)),
+            pushed=max((tag.pushed for tag in tags.values() if tag.pushed is not None),
                        default=None),
-            size=sum(map(self.size, set(self.links))),
-            damage='; '.join([damage] * bool(damage) + unused))
-        return self.line(row, Image(repository.name))
+            size=sum(self.sizes[blob] for blob in set(self.links)), damage='; '.join(damage)),
+            Image(name))
 
     def images_with(self, one: str) -> str:
         """Return the first few of the images that a tag or a manifest is part of."""
         met, todo = {one}, [one]
         for below in todo:  # grows as it goes
-            todo += [other for other in self.graph.reached_by.get(below, ()) if other not in met]
-            met.update(todo[-len(self.graph.reached_by.get(below, ())):])
-        name = self.repository.name
-        tags = sorted(f'{name}:{other[1:]}' for other in met & self.graph.roots)
+            above = [other for other in self.graph.reached_by.get(below, ()) if other not in met]
+            met.update(above)
+            todo += above
+        tags = sorted(f'{self.repository.name}:{other[1:]}' for other in met & self.graph.roots)
         more = f' and {len(tags) - 5} more' if len(tags) > 5 else ''
-        return ', '.join(tags[:5]) + more if tags else f'{name}@{one}'
+        return ', '.join(tags[:5]) + more if tags else f'{self.repository.name}@{one}'
 
-    def tag(self, tag: str) -> Line:
-        """Return the line of a tag."""
-        read = self.repository.tags[tag]
-        size, faults = self.see(node(tag))
-        return self.line(
-            Row(self.repository.name, tag, read.digest or None, pushed=read.pushed, size=size,
-                damage='; '.join(faults)), Image(self.repository.name, tag))
+    def lines(self, wish: Wish, verdict: Verdict) -> List[Line]:
+        """Return a line for each thing that `wish` selects, whose `verdict` this is."""
+        name, tags = self.repository.name, self.repository.tags
+        spared_tags = named_tags(wish.excluded, {tag: tags[tag].digest for tag in tags})
+        spared = {image.digest for image in wish.excluded if not image.tag}
+        spared &= self.repository.manifests.keys()
+        if wish.bare and not (wish.request.untagged or spared or spared_tags):
+            return [self.whole()]
+        asked, wanted = asked_for(self.store, self.graph, wish, self.now, spared_tags, wish.bare,
+                                  Verdict(name))
+        wanted -= self.graph.reach({*spared, *map(node, spared_tags)})
+        wanted.update(self.tops(verdict) if wish.bare or wish.request.untagged else ())
+        former = {digest: tag for tag in tags for digest in tags[tag].history} if (
+            wish.request.untagged) else {}
+        lines, top = [], self.store.place(name, '_manifests/revisions/')
+        for tag, digest in [(tag, tags[tag].digest) for tag in asked if (
+                tags[tag].digest not in wanted)] + [('', digest) for digest in wanted]:
+            size, faults = self.see(node(tag) if tag else digest)
+            pushed = tags[tag].pushed if tag else written(top + digest.replace(':', '/') + '/link')
+            row = Row(name, tag or former.get(digest), digest or None, None, None, pushed, size, 0,
+                      '; '.join(faults))
+            lines.append(self.line(row, Image(name, tag, '' if tag else digest)))
+        return lines
 
-    def manifest(self, digest: str) -> Line:
-        """Return the line of a manifest."""
-        name = self.repository.name
-        path = self.store.place(name, '_manifests/revisions', digest.replace(':', '/'), 'link')
-        size, faults = self.see(digest)
-        return self.line(
-            Row(name, self.former.get(digest) if self.asked.wish.request.untagged else None, digest,
-                pushed=written(path), size=size,
-                damage='; '.join(faults)), Image(name, digest=digest))
-
-    def tops(self, references: Iterable[Reference]) -> List[str]:
+    def tops(self, verdict: Verdict) -> List[str]:
         """Return the manifests that go and that nothing else that goes reaches."""
-        going = {node(one.item) if one.kind == 'tag' else one.item for one in references
+        going = {node(one.item) if one.kind == 'tag' else one.item for one in verdict.references
                  if one.kind in ('tag', 'manifest')}
         tops = {one for one in going if going.isdisjoint(self.graph.reached_by.get(one, ()))}
         tops |= going - self.graph.reach(tops)
-        return sorted(one for one in tops if one[0] != '/')
-
-    def lines(self, verdict: Verdict) -> List[Line]:
-        """Return a line for each thing that the wish selects, whose `verdict` this is."""
-        wish, manifests, tags = self.asked.wish, self.repository.manifests, self.repository.tags
-        if wish.request.untagged:
-            return [self.manifest(digest) for digest in self.tops(verdict.references)]
-        spared_tags = named_tags(wish.excluded, {tag: tags[tag].digest for tag in tags})
-        spared = {image.digest for image in wish.excluded if not image.tag} & manifests.keys()
-        if wish.bare and not (spared or spared_tags):
-            return [self.whole()]
-        asked, wanted = asked_for(self.store, self.graph, wish, self.asked.now, spared_tags,
-                                  wish.bare, Verdict(self.repository.name))
-        wanted -= self.graph.reach({*spared, *map(node, spared_tags)})
-        wanted.update(self.tops(verdict.references) if wish.bare else ())
-        return [self.tag(tag) for tag in sorted(asked) if tags[tag].digest not in wanted] + [
-            self.manifest(digest) for digest in sorted(wanted)]
+        return [one for one in tops if one[0] != '/']
 
 
 def survey(store: Store, asked: Asked) -> Survey:
     """Return what is told of one repository, which is read once."""
-    repository, wish = store.repository(asked.name), asked.wish
-    view = View(store, repository, asked)
-    verdicts = {figure: view.judge(Wish([], [], request)) for figure, request in FIGURES.items()}
+    name, wish, now, bad, reading = asked
+    repository = store.repository(name)
+    view = View(store, repository, now, bad)
+    verdicts = {figure: judge(store, repository, Wish([], [], request), now, view.graph)
+                for figure, request in (('untagged', Request(untagged=True)),
+                                        ('garbage', Request(garbage=True)))}
     refused, lines = '', []  # type: str, List[Line]
     if not any(image.whole for image in wish.excluded) and (
             wish.images or wish.request.untagged and not wish.request.images):
         try:
-            verdicts['selected'] = view.judge(wish)
+            verdicts['selected'] = judge(store, repository, wish, now, view.graph)
         except RegistryCleanerError as error:
             refused = str(error)
-        lines = view.lines(verdicts.get('selected') or Verdict(asked.name))
-    uploads = [measure_upload(store, store.place(asked.name, '_uploads', upload))
+        lines = view.lines(wish, verdicts.get('selected') or Verdict(name))
+    uploads = [measure_upload(store, store.place(name, '_uploads', upload))
                for upload in repository.uploads]
     counts = {
         'repositories': 1, 'tags': len(repository.tags),
         'manifests': sum(blob is not None for blob in repository.revisions.values()),
         'uploads': sum(size for _, size in uploads),
-        'old uploads': sum(size for last, size in uploads if last <= asked.now - UPLOAD_AGE),
+        'old uploads': sum(size for last, size in uploads if last <= now - UPLOAD_AGE),
         **{figure: verdict.upload_bytes for figure, verdict in verdicts.items()}}
     return Survey(
-        asked.name, lines, {blob: size for blob, size in view.sizes.items() if size >= 0},
-        view.shared, view.links,
-        {figure: view.going(verdict.references) for figure, verdict in verdicts.items()},
+        lines, view.sizes, view.shared, view.links,
+        {figure: view.going(verdict) for figure, verdict in verdicts.items()},
         verdicts['garbage'].used.difference(view.links), counts,
         {image for image in wish.images + wish.excluded if names_something(repository, image)},
-        refused, view.reads.difference(repository.revisions.values()))
-
-
-def measure_others(store: Store, sizes: Dict[str, int], shared: Set[str]) -> None:
-    """Add to the `sizes` of blobs those that no repository has."""
-    def measure(folder: str) -> None:
-        algorithm, two = folder.split('/')
-        for entry in store.entries(f'{store.blobs}/{folder}'):
-            digest = f'{algorithm}:{entry.name}'
-            if entry.is_symlink():
-                shared.add(digest)
-            if digest not in sizes and is_digest(digest) and entry.name.startswith(two):
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    status = os.lstat(entry.path + '/data')
-                    sizes[digest] = status.st_size if stat.S_ISREG(status.st_mode) else 0
-                    shared.update([digest] * (status.st_nlink > 1))
-
-    store.workers.each(measure, [
-        f'{algorithm}/{two}' for algorithm in store.folders(store.blobs)
-        if algorithm in ALGORITHMS for two in store.folders(f'{store.blobs}/{algorithm}')],
-        'Measuring blobs')
+        refused, view.reads.difference(repository.revisions.values()) if reading else set(),
+        verdicts['selected'].warnings if 'selected' in verdicts else [])
 
 
 def list_images(store: Store, request: Request, now: float, bad: Mapping[str, str] = {},
                 reads: Optional[Dict[str, int]] = None) -> Listing:
     """Return what `request` selects: all repositories if it names no image.  Changes nothing.
 
-    `bad` are blobs with what a check found; with `reads`, add to it what a check has to read.
+    `bad` are blobs with what a check found; what it has to read is added to `reads`.
     Raises RegistryCleanerError for a word that names nothing, and OSError.
     """
-    if not (request.images or request.untagged):
-        request = request._replace(images=(Image('*'),))
     names = store.repository_names()
-    known = set(names)
-    images, excluded = Words(request.images, known), Words(request.excluded, known, True)
+    everything = () if request.images or request.untagged or not names else (Image('*'),)
+    request = request._replace(images=request.images + everything)
+    images = Words(request.images, set(names))
+    excluded = Words(request.excluded, set(names), True)
     wishes = {name: Wish(images.of(name), excluded.of(name), request) for name in names}
-    surveys = each_repository(store, survey, [Asked(name, wishes[name], now, bad, reads is not None)
-                                              for name in names])
+    surveys = each_repository(store, survey, [
+        (name, wishes[name], now, bad, reads is not None) for name in names])
     verdicts = [Verdict(name) for name in names]
+    sizes: Dict[str, int] = {}
+    links, counts, going = Counter(), Counter(), Counter()  # type: Any, Any, Any
     for verdict, one in zip(verdicts, surveys):
         verdict.matched = one.matched
-    warnings = find_missing(store, request, wishes, verdicts, names) if names or (
-        request.images != (Image('*'),)) else []
-    sizes: Dict[str, int] = {}
-    links, counts = Counter(), Counter()  # type: Counter[str], Counter[str]
-    for one in surveys:
         sizes.update(one.sizes)
         links.update(one.links)
         counts.update(one.counts)
+        going.update(one.going['garbage'])
         if reads is not None:
             reads.update((blob, one.sizes[blob]) for blob in one.reads)
-    shared = set().union(*(one.shared for one in surveys))
-    measure_others(store, sizes, shared)
-    refused = {'selected': one.refused for one in surveys if one.refused}
-    refused.update(unsafe(store, names))
+    warnings = find_missing(store, request, wishes, verdicts, names)
+    sizes.update(stored(store, set(sizes)))
+    fixed = set().union(*(one.shared for one in surveys))  # going frees nothing
+    fixed.update(blob for blob in sizes if store.links and store.blob(blob) in store.links)
 
-    def freed(going: Iterable[str]) -> int:
-        return sum(sizes[blob] for blob, count in Counter(going).items()
-                   if count == links[blob] and blob not in shared)
+    def freed(blobs: Iterable[str]) -> int:
+        return sum(sizes[blob] for blob, number in Counter(blobs).items()
+                   if number == links[blob] and blob not in fixed)
 
-    totals: Dict[str, Optional[int]] = {
-        **{figure: counts[figure] for figure in (*TOTALS, 'old uploads')},
-        'blobs': len(sizes), 'size': sum(sizes.values())}
+    totals = {**{name: counts[name] for name in TOTALS + ('old uploads',)},
+              'blobs': len(sizes), 'size': sum(sizes.values())}  # type: Dict[str, Optional[int]]
     for figure in ('selected', 'untagged'):
         totals[figure] = counts[figure] + freed(
             blob for one in surveys for blob in one.going.get(figure, ()))
-    named = set().union(*(one.named for one in surveys))
-    going = Counter(blob for one in surveys for blob in one.going['garbage'])
+    kept = fixed.union(*(one.named for one in surveys))
     totals['garbage'] = counts['garbage'] + sum(
-        size for blob, size in sizes.items()
-        if going[blob] == links[blob] and blob not in named and blob not in shared)
-    for figure in refused:
-        totals[figure] = 0 if figure == 'selected' else None
-    rows = [line.row._replace(frees=line.uploads + freed(line.going) if 'untagged' not in refused
-                              else 0) for one in surveys for line in one.lines]
+        size for blob, size in sizes.items() if going[blob] == links[blob] and blob not in kept)
+    refused = {'selected': one.refused for one in surveys if one.refused}
+    refused.update(unsafe(store, names))
+    totals.update((figure, 0 if figure == 'selected' else None) for figure in refused)
+    rows = [row._replace(frees=0 if 'untagged' in refused else more + freed(blobs))
+            for one in surveys for row, blobs, more in one.lines]
     rows.sort(key=lambda row: (-row.frees, row.repository, row.tag or '', row.digest or ''))
-    kind = 'untagged' if request.untagged else 'repositories' if any(
-        image.whole for image in request.images) else 'tags'
+    whole = any(image.whole for image in request.images)
+    warnings += [text for one in surveys for text in one.warnings]
     return Listing(rows, totals, warnings + sorted(set(refused.values())),
-                   any(row.damage for row in rows), kind)
+                   any(row.damage for row in rows),
+                   'untagged' if request.untagged else 'repositories' if whole else 'tags')
 
 
 def unsafe(store: Store, names: Sequence[str]) -> Dict[str, str]:
-    """Return why nothing may be deleted by the selection, by -u and by -g, where that is so."""
+    """Return why the selection, -u and -g may delete nothing, where that is so."""
     found = {}
     for figure in ('selected', 'untagged', 'garbage'):
         try:
@@ -2791,18 +2731,12 @@ def check_images(store: Store, request: Request, now: float) -> Listing:
     """Return what `request` selects, with the damage that reading every byte of it shows."""
     reads: Dict[str, int] = {}
     list_images(store, request, now, reads=reads)
-    blobs = sorted(reads, key=lambda blob: -reads[blob])
-    readers, workers = Workers(os.cpu_count() or 1), store.workers
-    workers.step, workers.done, workers.total = 'Reading blobs', 0, len(blobs)
-
-    def fault(blob: str) -> str:
-        found = fault_of(store, blob, reads[blob])
-        workers.done += 1
-        return found
-
-    faults = dict(zip(blobs, readers.each(fault, blobs)))
-    listing = list_images(store, request, now, {blob: faults[blob] for blob in blobs
-                                                if faults[blob]})
+    workers, jobs = store.workers, store.workers.jobs
+    workers.jobs = max(workers.threads(), os.cpu_count() or 1)
+    faults = workers.each(lambda blob: (blob, fault_of(store, blob, reads[blob])), sorted(
+        reads, key=lambda blob: -reads[blob]), 'Reading blobs')
+    workers.jobs = jobs
+    listing = list_images(store, request, now, {blob: fault for blob, fault in faults if fault})
     listing.totals['read'] = sum(reads.values())
     return listing
 
@@ -2827,7 +2761,7 @@ def fault_of(store: Store, blob: str, size: int) -> str:
 
 # -- The table ------------------------------------------------------------------------------------
 
-NUMBERS = ('TAGS', 'UNTAGGED', 'SIZE', 'FREES')  # columns that end where their headings do
+NUMBERS = ('TAGS', 'UNTAGGED', 'SIZE', 'FREES')  # they end where their headings do
 COLUMNS = ('WAS', 'DIGEST', 'TAGS', 'UNTAGGED', 'PUSHED', 'SIZE', 'FREES', 'DAMAGE', 'BAR')
 DISPENSABLE = ('DIGEST', 'UNTAGGED', 'WAS', 'TAGS', 'PUSHED', 'BAR', 'DAMAGE')  # the first first
 
@@ -2858,66 +2792,58 @@ def wrapped(text: str, width: int) -> str:
     """Return `text` in lines of at most `width` columns, 0 for any number."""
     lines = ['']
     for word in text.split(' '):
-        if width and lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+        if width and len(lines[-1]) + 1 + len(word) > width:
             lines.append(' ')
         lines[-1] += ' ' * bool(lines[-1]) + word
     return '\n'.join(lines)
 
 
-def word_of(row: Row, kind: str) -> str:
-    """Return the word that names what a row stands for."""
-    by_digest = row.digest and (kind == 'untagged' or row.tag is None)
-    return str(Image(row.repository, '' if by_digest else row.tag or '',
-                     row.digest or '' if by_digest else ''))
+def image_of(row: Row, kind: str) -> Image:
+    """Return what a row of a listing of this kind names."""
+    tag = '' if kind == 'untagged' else row.tag or ''
+    return Image(row.repository, tag, '' if tag else row.digest or '')
 
 
 def cells(row: Row, kind: str, ages: bool) -> Dict[str, str]:
-    """Return what each column shows of a row; push times are ages or dates."""
-    faults = dict.fromkeys(part.partition(': ')[0] for part in row.damage.split('; '))
+    """Return what each column shows of a row, the first under ''; push times are ages or dates."""
     pushed = '' if row.pushed is None else span(time.time() - row.pushed) + ' ago' if ages else (
         time.strftime('%Y-%m-%d %H:%M', time.localtime(row.pushed)))
-    untagged = kind == 'untagged'
-    return {
-        '': word_of(row, kind).partition('@sha')[0].partition('@')[0] if row.digest and (
-            untagged or row.tag is None) else word_of(row, kind),
-        'WAS': row.tag or '' if untagged else '',
-        'DIGEST': (row.digest or '').partition(':')[2][:12],
-        'TAGS': '' if row.tags is None else f'{row.tags:,}',
-        'UNTAGGED': '' if row.untagged is None else f'{row.untagged:,}', 'PUSHED': pushed,
-        'SIZE': human_size(row.size), 'FREES': human_size(row.frees), 'DAMAGE': ', '.join(faults)}
+    return {'': str(image_of(row, kind)._replace(digest='')), 'PUSHED': pushed,
+            'WAS': row.tag or '' if kind == 'untagged' else '',
+            'DIGEST': (row.digest or '').partition(':')[2][:12],
+            'TAGS': '' if row.tags is None else f'{row.tags:,}',
+            'UNTAGGED': '' if row.untagged is None else f'{row.untagged:,}',
+            'SIZE': human_size(row.size), 'FREES': human_size(row.frees),
+            'DAMAGE': ', '.join(dict.fromkeys(re.findall('(?:^|; )([^:]+)', row.damage)))}
 
 
 def table(listing: Listing, width: int, verbose: bool) -> Iterator[str]:
     """Yield the lines of the list.
 
     With a `width`, that of a terminal, they fit it: long names are shortened, and columns left
-    out.  Bars show what each line frees beside the first.
+    out.  Bars show what each line frees beside the others.
     """
-    heading = 'REPOSITORY' if all(row.tags is not None for row in listing.rows) and (
-        listing.kind == 'repositories') else 'IMAGE'
     lines = [cells(row, listing.kind, bool(width) and not verbose) for row in listing.rows]
-    for line in lines:
-        line['DAMAGE'] = shortened(line['DAMAGE'], 24) if width else line['DAMAGE']
+    for line in lines if width else ():
+        line['DAMAGE'] = shortened(line['DAMAGE'], 24)
+    heading = {name: name for name in COLUMNS}
+    heading.update({'BAR': '', '': 'REPOSITORY' if listing.kind == 'repositories' else 'IMAGE'})
     columns = [name for name in COLUMNS if name in ('SIZE', 'FREES') or name == 'BAR' and width
                or any(line.get(name) for line in lines)]
-    widths = {name: max([len(name)] + [len(line.get(name, '')) for line in lines])
-              for name in columns}
+    widths = {name: max(len(line.get(name, '')) for line in [heading] + lines)
+              for name in [''] + columns}
     widths['BAR'] = width // 10
-    longest = max([len(heading)] + [len(line['']) for line in lines])
     for name in DISPENSABLE:
-        rest = width - sum(widths[column] + 2 for column in columns)
-        if width and rest < min(longest, max(10, width // 4)) and name in columns:
+        room = width - sum(widths[column] + 2 for column in columns)
+        if width and name in columns and room < min(widths[''], max(10, width // 4)):
             columns.remove(name)
-    rest = width - sum(widths[column] + 2 for column in columns)
-    first = min(longest, max(rest, 1)) if width else longest
-    largest = max([row.frees for row in listing.rows] + [1])
-    for number, line in enumerate([{name: name for name in COLUMNS}] + lines):
-        text = f'{shortened(line[""], first) if number else heading:{first}}'
+    room = width - sum(widths[column] + 2 for column in columns)
+    widths[''] = min(widths[''], room) if width else widths['']
+    most = max([row.frees for row in listing.rows] + [1])
+    for row, line in zip([Row('')] + listing.rows, [heading] + lines):
+        line['BAR'] = '#' * (row.frees * widths['BAR'] // most)
+        text = f'{shortened(line[""], widths[""]):{widths[""]}}'
         for place, name in enumerate(columns):
-            if name == 'BAR':
-                size = listing.rows[number - 1].frees * widths[name] // largest if number else 0
-                text += '  ' + '#' * size
-                continue
             right = name in NUMBERS and (place or widths[name] == len(name))
             text += f'  {line[name]:{">" if right else "<"}{widths[name]}}'
         yield text.rstrip()
@@ -2934,59 +2860,55 @@ def list_text(listing: Listing, request: Request, v2: str, width: int, verbose: 
     below = [
         f'Deleting all of these together frees {totals["selected"]}',
         f'Stored: {totals["size"]} in {repositories}, {", ".join(counts)}',
-        f'Uploads: {totals["uploads"]}, of these not written to for a day: '
-        f'{totals["old uploads"]}',
+        f'Uploads: {totals["uploads"]}, not written to for a day: {totals["old uploads"]}',
         f'Would be freed: {totals["untagged"]} by -u, {totals["garbage"]} by -g',
         f'Disk: {human_size(disk.used)} of {human_size(disk.total)} in use, '
         f'{human_size(disk.free)} free']
-    return '\n'.join([*table(listing, width, verbose), '',
-                      *(wrapped(text, width) for text in below),
-                      shortened(v2, width) if width else v2])
+    return '\n'.join([*table(listing, width, verbose), '', *(wrapped(text, width) for text in below),
+                      shortened(v2, width or len(v2))])
 
 
 def check_lines(listing: Listing, v2: str) -> Iterator[str]:
     """Yield what a check found: each damaged image, what is wrong with it, and what to do."""
     damaged = [row for row in listing.rows if row.damage]
     for row in damaged:
-        yield word_of(row, listing.kind) + ' is damaged:'
+        yield f'{image_of(row, listing.kind)} is damaged:'
         yield from ('  ' + part for part in row.damage.split('; '))
-    rest = f'{human_size(listing.totals["read"])} of layers read in {v2}'
-    if not damaged:
-        yield f'No damage found: {count(len(listing.rows), "line")}, {rest}'
-        return
-    yield f'{len(damaged):,} of {len(listing.rows):,} damaged, {rest}'
-    yield ('To repair an image, remove the folder of each damaged blob below '
-           f"'{v2}/blobs', restart the registry, and push the image again")
-    yield f'To delete it: {PROGRAM} -i {word_of(damaged[0], listing.kind)}'
+    found = f'{len(damaged):,} of {len(listing.rows):,} damaged' if damaged else 'No damage found'
+    yield f'{found}: {human_size(listing.totals["read"])} of blobs read in {v2}'
+    if damaged:
+        yield ('To repair an image, remove the folder of each damaged blob below '
+               f"'{v2}/blobs', restart the registry and push the image again")
+        yield f'To delete it: {PROGRAM} -i {image_of(damaged[0], listing.kind)}'
 
 
 def listing_names(listing: Listing) -> str:
-    """Return the names of the lines, as `-i -` takes them; of a check, only what is damaged.
+    """Return the names of the lines, as `-i -` takes them; of a check, of what is damaged.
 
     What no word can name is left out, with a warning.
     """
     names = []
-    for row in listing.rows if 'read' not in listing.totals else [
-            row for row in listing.rows if row.damage]:
-        word = word_of(row, listing.kind)
+    for row in listing.rows:
+        image = image_of(row, listing.kind)
         try:
-            image: Optional[Image] = parse_image(word)
+            known = parse_image(str(image)) == image and re.fullmatch(r'[^#\s](.*\S)?', str(image))
         except ValueError:
-            image = None
-        if image and image.name == row.repository and word == word.strip() and not (
-                word.startswith('#') or '\n' in word):
-            names.append(word)
-        else:
-            log.warning("No word can name '%s': it is left out", word)
+            known = None
+        if known and (row.damage or 'read' not in listing.totals):
+            names.append(str(image))
+        elif not known:
+            log.warning("No word can name '%s': it is left out", image)
     return '\n'.join(names)
 
 
 def listing_json(listing: Listing, v2: str) -> Dict[str, Any]:
     """Return the list, or what a check found, as `--json` prints it."""
-    images = [dict(row._asdict(), damage=row.damage or None, tag=(
-        None if listing.kind == 'untagged' else row.tag), pushed=(
-        None if row.pushed is None else time.strftime(
-            '%Y-%m-%dT%H:%M:%SZ', time.gmtime(row.pushed)))) for row in listing.rows]
+    images = []
+    for row in listing.rows:
+        pushed = row.pushed if row.pushed is None else time.strftime(
+            '%Y-%m-%dT%H:%M:%SZ', time.gmtime(row.pushed))
+        tag = None if listing.kind == 'untagged' else row.tag  # no word names it by that tag
+        images.append(dict(row._asdict(), tag=tag, pushed=pushed, damage=row.damage or None))
     return {'registry': v2, 'images': images,
             'total': {name: listing.totals[name] for name in TOTALS}}
 
