@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -110,6 +111,8 @@ DESCRIPTOR_CALL(int, fstat, (int file, struct stat *status), (file, status))
 DESCRIPTOR_CALL(int, fstat64, (int file, struct stat64 *status), (file, status))
 DESCRIPTOR_CALL(int, fsync, (int file), (file))
 DESCRIPTOR_CALL(int, fdatasync, (int file), (file))
+DESCRIPTOR_CALL(int, syncfs, (int file), (file))
+DESCRIPTOR_CALL(int, flock, (int file, int operation), (file, operation))
 DESCRIPTOR_CALL(ssize_t, read, (int file, void *to, size_t size), (file, to, size))
 DESCRIPTOR_CALL(ssize_t, pread64, (int file, void *to, size_t size, off64_t offset),
                 (file, to, size, offset))

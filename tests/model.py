@@ -1,4 +1,4 @@
-"""What a registry serves and what a deletion has to remove, worked out a second time.
+"""What a registry serves and what a run has to do, worked out a second time, from the rules alone.
 
 Nothing here comes from the script. It reads the whole store into plain dictionaries and asks every
 question of everything: slow, and meant to be read next to the rules that it states.
@@ -15,14 +15,20 @@ import re
 import time
 
 DIGITS = {'sha256': 64, 'sha384': 96, 'sha512': 128}
-LISTS = ('fsLayers', 'layers', 'manifests', 'blobs')
+TAG = re.compile('[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}')
+REFERRER_TAG = re.compile(r'(sha256|sha384|sha512)-([0-9a-f]+)(\..*)?')
+COSIGN = ('.sig', '.att', '.sbom')
 MANIFEST_TYPES = re.compile(r'application/vnd\.(docker\.distribution\.manifest\.'
-                            r'|oci\.(image\.(manifest|index)|artifact\.manifest)\.).*json$')
-REFERRER_TAG = re.compile(r'(sha256|sha384|sha512)-([0-9a-f]+)')
+                            r'|oci\.(image\.(manifest|index)|artifact\.manifest)\.).*json')
 IMAGE = re.compile('((?:localhost|[^/]*:[0-9]+)/)?([^:]*):?(.*)')
 PATTERN = re.compile(r'[*?[]')
+PARTS = ('_manifests', '_layers', '_uploads')
+COPIES = ('.snapshot', '.zfs', '#snapshot', '@eaDir')
+OWN = '_delete_docker_registry_image.'   # begins the folders that a run sets things aside in
+NOT_A_NAME = ('subject', 'annotations')
 WHOLE = ''
 MISSING, UNREADABLE = 'missing', 'unreadable'
+LARGEST_MANIFEST = 4 << 20
 DAY = 24 * 3600
 
 
@@ -34,7 +40,7 @@ class Refused(Exception):
 
 def is_digest(text):
     alg, _, digits = text.partition(':')
-    return re.fullmatch('[0-9a-f]{%d}' % DIGITS.get(alg, 0), digits) is not None and alg in DIGITS
+    return alg in DIGITS and re.fullmatch('[0-9a-f]{%d}' % DIGITS[alg], digits) is not None
 
 
 def listing(*path):
@@ -49,20 +55,9 @@ def link(*folder):
     try:
         with open(os.path.join(*folder + ('link',)), 'rb') as stream:
             text = stream.read().decode('latin-1')
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return text if is_digest(text) else ''
-
-
-def links(*folder):
-    """digest in the folders' names -> link, of every <alg>/<hex>/link below `folder`."""
-    found = {}
-    for alg in listing(*folder):
-        for digits in listing(*folder + (alg,)):
-            content = link(*folder + (alg, digits))
-            if content is not None and is_digest(alg + ':' + digits):
-                found[alg + ':' + digits] = content
-    return found
 
 
 def digests(*folder):
@@ -71,15 +66,30 @@ def digests(*folder):
             for digits in listing(*folder + (alg,)) if is_digest(alg + ':' + digits)}
 
 
-def last_write(folder):
-    """The newest time of a folder and everything in it."""
-    return max(os.stat(path).st_mtime for base, _, files in os.walk(folder)
-               for path in [base] + [os.path.join(base, name) for name in files])
+def links(*folder):
+    """digest in the folders' names -> link, of every <alg>/<hex>/link below `folder`."""
+    found = {digest: link(*folder + tuple(digest.split(':'))) for digest in digests(*folder)}
+    return {digest: content for digest, content in found.items() if content is not None}
 
 
-def targets(found):
-    """The blobs that links stand for. For sha256 the name says it, whatever the link holds."""
-    return {name if name.startswith('sha256:') else content for name, content in found.items()}
+def age(*path):
+    """How many seconds ago something was written."""
+    return time.time() - os.stat(os.path.join(*path)).st_mtime
+
+
+def age_of_upload(folder):
+    """How long ago the newest file of an upload was written."""
+    files = [os.path.join(base, name) for base, _, names in os.walk(folder) for name in names]
+    return min(age(path) for path in files or [folder])
+
+
+def stored_under(digest, content):
+    """The blob that a link stands for. For sha256 its name says it, whatever the link holds."""
+    return digest if digest.startswith('sha256:') else content
+
+
+def folder_of(digest):
+    return digest.replace(':', '/')
 
 
 def blob_folder(digest):
@@ -96,406 +106,6 @@ def blob(v2, digest):
         return None
 
 
-def intact(digest, data):
-    alg, digits = digest.split(':')
-    return data is not None and hashlib.new(alg, data).hexdigest() == digits
-
-
-class Manifest:
-    """`names` every blob that it names, `children` digest -> media type, `subject` or None."""
-
-    def __init__(self, document):
-        self.names, self.children = set(), {}
-        self.urls = set()
-        for key in LISTS:
-            for entry in document.get(key) or ():
-                digest = entry['blobSum' if key == 'fsLayers' else 'digest']
-                self.names.add(digest)
-                if entry.get('urls'):
-                    self.urls.add(digest)
-                if key == 'manifests':
-                    self.children[digest] = entry.get('mediaType')
-        if 'config' in document:
-            self.names.add(document['config']['digest'])
-        self.subject = document['subject']['digest'] if 'subject' in document else None
-        digests = self.names | ({self.subject} if self.subject else set())
-        if not all(is_digest(digest) for digest in digests):
-            raise ValueError('a digest outside the grammar')
-
-
-def manifest(v2, digest):
-    """A Manifest, or MISSING or UNREADABLE."""
-    data = blob(v2, digest)
-    if data is None:
-        return MISSING
-    try:
-        document = json.loads(data.decode())
-        if not intact(digest, data) or len(data) > 4 << 20:
-            return UNREADABLE
-        if not any(key in document for key in LISTS + ('config',)):
-            return UNREADABLE
-        return Manifest(document)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return UNREADABLE
-
-
-class Repository:
-    def __init__(self, v2, name):
-        self.name = name
-        folder = os.path.join(v2, 'repositories', name)
-        tags = os.path.join(folder, '_manifests', 'tags')
-        revisions = os.path.join(folder, '_manifests', 'revisions')
-        # tag -> the digest that it points at, '' or None when it is broken
-        self.tags = {tag: link(tags, tag, 'current') for tag in listing(tags)}
-        self.history = {tag: set(links(tags, tag, 'index')) for tag in self.tags}
-        self.layers = links(folder, '_layers')
-        self.revisions = links(revisions)
-        self.signatures = {
-            revision: links(revisions, *revision.split(':') + ['signatures'])
-            for revision in self.revisions}
-        self.uploads = {upload: last_write(os.path.join(folder, '_uploads', upload))
-                        for upload in listing(folder, '_uploads')}
-        self.fresh = any(written > time.time() - DAY for written in self.uploads.values())
-        # Every folder where a link belongs, be there one or not.
-        self.layer_folders = digests(folder, '_layers')
-        self.revision_folders = digests(revisions)
-        self.history_folders = {tag: digests(tags, tag, 'index') for tag in self.tags}
-
-        self.manifests = {digest: manifest(v2, digest) for digest in self.revisions}
-        self.add_manifests_linked_as_layers(v2)
-
-    def add_manifests_linked_as_layers(self, v2):
-        """Registry 2.1.0 linked manifests as layers, and every 2.x serves them."""
-        more = True
-        while more:
-            named = {digest for digest in self.tags.values() if digest}
-            named.update(*self.history.values())
-            for one in self.manifests.values():
-                if isinstance(one, Manifest):
-                    named.update(child for child, media_type in one.children.items()
-                                 if MANIFEST_TYPES.match(media_type or ''))
-            more = {digest: manifest(v2, digest)
-                    for digest in named - set(self.manifests) if digest in self.layers}
-            more = {digest: one for digest, one in more.items() if isinstance(one, Manifest)}
-            self.manifests.update(more)
-        self.contents = {digest: one for digest, one in self.manifests.items()
-                         if isinstance(one, Manifest)}
-
-    # What reaches what
-
-    def stands_for(self, tag):
-        """What a tag reaches first. A broken one may have stood for anything in its history."""
-        if self.tags[tag]:
-            return {self.tags[tag]}
-        return self.history[tag] or set(self.manifests)
-
-    def reach(self, digests, tags=(), without=()):
-        """Everything that `digests` reach, never through `without`; `tags` are the referrer tags
-        that count on the way."""
-        seen, todo = set(), list(digests)
-        while todo:
-            digest = todo.pop()
-            if digest in seen or digest in without or digest not in self.manifests:
-                continue
-            seen.add(digest)
-            if digest in self.contents:
-                todo.extend(self.contents[digest].children)
-            todo.extend(name for name, one in self.contents.items() if one.subject == digest)
-            for tag in tags:
-                if self.owner(tag) == digest:
-                    todo.extend(self.stands_for(tag))
-        return seen
-
-    def owner(self, tag):
-        """The manifest that a referrer tag belongs to; None for an ordinary tag."""
-        match = REFERRER_TAG.match(tag)
-        digest = match and ':'.join(match.groups())
-        if digest in self.manifests and digest not in self.reach(self.stands_for(tag)):
-            return digest
-        return None
-
-    def referrer_tags(self):
-        return {tag for tag in self.tags if self.owner(tag)}
-
-    def ordinary_tags(self):
-        return set(self.tags) - self.referrer_tags()
-
-    def reached_by(self, tags, manifests=(), without=()):
-        """What stays because `tags` or `manifests` stay and `without` does not."""
-        roots = set(manifests)
-        for tag in tags & self.ordinary_tags():
-            roots |= self.stands_for(tag)
-        return self.reach(roots, tags & self.referrer_tags(), without)
-
-
-def repositories(v2):
-    found = {}
-    for base, folders, _ in os.walk(os.path.join(v2, 'repositories')):
-        if {'_manifests', '_layers', '_uploads'} & set(folders):
-            name = os.path.relpath(base, os.path.join(v2, 'repositories'))
-            found[name] = Repository(v2, name)
-        folders[:] = [name for name in folders
-                      if name not in ('_manifests', '_layers', '_uploads')]
-    return found
-
-
-def pull(v2, repo, digest):
-    """(what a client that pulls `digest` gets, whether that is all of it)."""
-    folder = os.path.join(v2, 'repositories', repo)
-    alg, digits = digest.split(':')
-    revision = link(folder, '_manifests', 'revisions', alg, digits)
-    target = revision or link(folder, '_layers', alg, digits)
-    if not target or not intact(target, blob(v2, target)):
-        return set(), False
-    document = manifest(v2, target)
-    if not isinstance(document, Manifest):
-        # The registry answers 500. What has only a layer link is a layer then, and may be garbage.
-        return {target} if revision else set(), False
-    got, whole = {target}, True
-    for name in document.names:
-        stored = link(folder, '_layers', *name.split(':'))
-        if stored and intact(stored, blob(v2, stored)):
-            got.add(stored)
-        elif name not in document.children and name not in document.urls:
-            whole = False
-        if name in document.children:
-            linked = link(folder, '_manifests', 'revisions', *name.split(':')) is not None
-            more, all_of_it = pull(v2, repo, name)
-            got |= more
-            whole = whole and (all_of_it or not linked)
-    return got, whole
-
-
-def size(v2, repo, tag):
-    """The bytes of the distinct blobs that a tag reaches, and of those that are stored."""
-    stored, blobs = stored_blobs(v2), set()
-    for digest in repo.reach(repo.stands_for(tag), repo.referrer_tags()):
-        blobs.add(digest)
-        if digest in repo.contents:
-            # Under another algorithm than sha256 the link says what is stored.
-            blobs |= {name if name.startswith('sha256:') else repo.layers.get(name)
-                      for name in repo.contents[digest].names}
-    return sum(stored.get(digest, 0) for digest in blobs)
-
-
-# Deciding
-
-class Outcome:
-    """What a run has to do, and `left`: every path below V2 that is there afterwards."""
-
-    def __init__(self):
-        self.tags, self.manifests = set(), set()        # (repository, tag), (repository, digest)
-        self.repositories, self.blobs = set(), set()
-        self.warned = False
-        self.left = set()
-        self.named = set()      # what the messages name, with -v
-
-    def name_all(self, store):
-        """A manifest that is linked as a layer goes as a layer link."""
-        self.named = {'repository ' + name for name in self.repositories}
-        self.named |= {'blob ' + digest for digest in self.blobs}
-        self.named |= {'tag %s:%s' % tag for tag in self.tags}
-        self.named |= {'manifest %s@%s' % (name, digest) for name, digest in self.manifests
-                       if digest in store[name].revisions}
-
-
-def expect(v2, images, untagged=False, prune=False, garbage=False, excluded=()):
-    store = repositories(v2)
-    refuse_unsafe_ground(v2, store)
-    outcome = Outcome()
-    wanted = {}     # repository -> what the images name of it
-    if garbage:
-        refuse_a_store_without_links(v2, store)
-        wanted = {name: set() for name in store}
-    for image in images:
-        found = select(store, image)
-        outcome.warned = outcome.warned or not found
-        for name, part in found:
-            wanted.setdefault(name, set()).add(part)
-    spared = {name: set() for name in store}    # the same of what is excluded
-    for image in excluded:
-        found = select(store, image, must_exist=False)
-        # Where nothing is asked of a repository, its tags need not be read.
-        elsewhere = any(fnmatch.fnmatchcase(name, re.split('[:@]', image)[0])
-                        for name in set(store) - set(wanted))
-        outcome.warned = outcome.warned or not found and not elsewhere
-        for name, part in found:
-            spared[name].add(part)
-
-    gone = set()    # folders, relative to V2
-    for name, parts in sorted(wanted.items()):
-        repo = store[name]
-        if WHOLE in spared[name]:
-            if garbage:     # which asks every repository
-                refuse_unreadable(repo, repo.manifests)
-            continue
-        whole = WHOLE in parts and not untagged and not spared[name]
-        if whole:
-            lost = set(repo.tags), set(repo.manifests)
-        elif WHOLE in parts and not untagged:
-            lost = all_but(repo, spared[name])
-        elif WHOLE in parts:
-            lost = without_tags(repo, outcome, spared[name])
-        else:
-            lost = with_tags(repo, {part for part in parts if not is_digest(part)},
-                             {part for part in parts if is_digest(part)}, spared[name])
-        outcome.tags |= {(name, tag) for tag in lost[0]}
-        outcome.manifests |= {(name, digest) for digest in lost[1]}
-        if lost == (set(repo.tags), set(repo.manifests)) and (whole or not repo.fresh):
-            outcome.repositories.add(name)
-            gone |= {'repositories/%s/%s' % (name, part)
-                     for part in ('_manifests', '_layers', '_uploads')}
-        elif garbage:
-            gone |= leave(repo, *lost)
-            gone |= unused(repo, set(repo.manifests) - lost[1])
-        elif lost != (set(), set()):
-            gone |= leave(repo, *lost)
-
-    lost_links, kept_links = set(), set()
-    for repo in store.values():
-        for folder, linked in repo_links(repo):
-            inside = any(is_below(folder, path) for path in gone)
-            (lost_links if inside else kept_links).add(linked)
-    if garbage:
-        lost_links = set(stored_blobs(v2))
-        for name, repo in store.items():
-            for digest in repo.contents:
-                if (name, digest) not in outcome.manifests:
-                    kept_links |= repo.contents[digest].names
-    for digest in lost_links - kept_links - {''}:
-        if blob(v2, digest) is not None:
-            outcome.blobs.add(digest)
-            gone.add(blob_folder(digest))
-
-    outcome.name_all(store)
-    outcome.left = {path for path in every_path(v2)
-                    if not any(is_below(path, folder) for folder in gone)}
-    for name in sorted(outcome.repositories, reverse=True):
-        remove_empty('repositories/' + name, outcome.left)
-    if prune:
-        prune_empty(store, outcome.left)
-    return outcome
-
-
-def select(store, image, must_exist=True):
-    """(repository, WHOLE, a tag or a digest) for all that one -i or -x names."""
-    image, _, digest = image.partition('@')
-    host, name, tag = IMAGE.match(image).groups()
-    if host and host + name not in store:
-        host = ''
-    name = (host or '') + name
-    found = set()
-    for repo in store.values():
-        if fnmatch.fnmatchcase(repo.name, name):
-            parts = {digest} & set(repo.manifests) if digest else {WHOLE}
-            if tag:
-                tags = repo.ordinary_tags() if PATTERN.search(tag) else repo.tags
-                parts = {one for one in tags if fnmatch.fnmatchcase(one, tag)}
-            found |= {(repo.name, part) for part in parts}
-    if not found and must_exist and not PATTERN.search(image):
-        raise Refused('%s does not exist' % (digest or image))
-    return found
-
-
-def with_tags(repo, tags, digests, spared=frozenset()):
-    """Delete `tags`, and `digests` with the tags that point at them; never what is `spared`."""
-    safe = roots(repo, spared)
-    tags, digests = tags - spared, digests - repo.reach(safe, repo.referrer_tags())
-    doomed_tags = (tags | {tag for tag in repo.tags if repo.tags[tag] in digests}) - spared
-    seeds = set(digests)
-    for tag in tags:
-        seeds |= repo.history[tag] | {repo.tags[tag] or ''}
-    doomed = repo.reach(seeds, repo.referrer_tags())
-    untouched = set(repo.manifests) - doomed
-    kept = repo.reached_by(set(repo.tags) - doomed_tags, untouched | safe, without=digests)
-    for digest in digests:
-        for one in kept:
-            if one in repo.contents and digest in repo.contents[one].children:
-                raise Refused('%s contains %s' % (one, digest))
-    lost = doomed - kept
-    return doomed_tags | tags_of_referrers(repo, lost) - spared, lost
-
-
-def without_tags(repo, outcome, spared=frozenset()):
-    """Delete what no tag reaches."""
-    if repo.manifests and not repo.ordinary_tags():
-        outcome.warned = True
-        return set(), set()
-    lost = set(repo.manifests) - repo.reached_by(set(repo.tags), roots(repo, spared))
-    return tags_of_referrers(repo, lost) - spared, lost
-
-
-def all_but(repo, spared):
-    """Delete everything but what is `spared`, and what belongs to that."""
-    lost = set(repo.manifests) - repo.reach(roots(repo, spared), repo.referrer_tags())
-    return (repo.ordinary_tags() | tags_of_referrers(repo, lost)) - spared, lost
-
-
-def roots(repo, spared):
-    """What tags and digests that are never to be deleted stand for."""
-    return {part for part in spared if is_digest(part)}.union(
-        *(repo.stands_for(part) for part in spared if not is_digest(part)))
-
-
-def tags_of_referrers(repo, lost):
-    return {tag for tag in repo.referrer_tags() if repo.owner(tag) in lost}
-
-
-def leave(repo, tags, manifests):
-    """The folders that go from a repository that loses these tags and manifests and lives on."""
-    base = 'repositories/' + repo.name
-    left = set(repo.manifests) - manifests
-    refuse_unreadable(repo, left)
-
-    gone = {'%s/_manifests/tags/%s' % (base, tag) for tag in tags}
-    for digest in manifests:
-        alg, digits = digest.split(':')
-        gone.add('%s/_manifests/revisions/%s/%s' % (base, alg, digits))
-        gone |= {'%s/_manifests/tags/%s/index/%s/%s' % (base, tag, alg, digits)
-                 for tag in repo.tags}
-    for digest in named(repo, manifests) - named(repo, left):
-        if digest in repo.layers:
-            gone.add('%s/_layers/%s' % (base, digest.replace(':', '/')))
-    return gone
-
-
-def unused(repo, manifests):
-    """What garbage collection takes from a repository in which `manifests` stay."""
-    base = 'repositories/' + repo.name
-    used = named(repo, manifests)
-    gone = {'%s/_layers/%s' % (base, digest.replace(':', '/'))
-            for digest in repo.layer_folders - used}
-    gone |= {'%s/_manifests/revisions/%s' % (base, digest.replace(':', '/'))
-             for digest in repo.revision_folders - set(repo.revisions)}
-    gone |= {'%s/_manifests/tags/%s/index/%s' % (base, tag, digest.replace(':', '/'))
-             for tag in repo.tags for digest in repo.history_folders[tag] - set(repo.manifests)}
-    gone |= {'%s/_uploads/%s' % (base, upload) for upload, written in repo.uploads.items()
-             if written <= time.time() - DAY}
-    return gone
-
-
-def named(repo, manifests):
-    """Every layer link that `manifests` need: their own, what they name, and what a sha512 link
-    stands for."""
-    names = set(manifests)
-    for digest in manifests:
-        if digest in repo.contents:
-            names |= repo.contents[digest].names
-    return names | {repo.layers[name] for name in names if repo.layers.get(name)}
-
-
-def repo_links(repo):
-    """(folder, the blob that its link stands for) of every link."""
-    base = 'repositories/' + repo.name
-    revisions = base + '/_manifests/revisions/'
-    for name, content in repo.layers.items():
-        yield base + '/_layers/' + name.replace(':', '/'), targets({name: content}).pop()
-    for name, content in repo.revisions.items():
-        yield revisions + name.replace(':', '/'), targets({name: content}).pop()
-        for signature, content in repo.signatures[name].items():
-            yield revisions + name.replace(':', '/'), targets({signature: content}).pop()
-
-
 def stored_blobs(v2):
     """digest -> bytes of every blob."""
     found = {}
@@ -509,23 +119,548 @@ def stored_blobs(v2):
     return found
 
 
-def refuse_unreadable(repo, manifests):
-    for digest in manifests:
-        if repo.manifests[digest] == UNREADABLE:
-            raise Refused('%s of %s is unreadable' % (digest, repo.name))
+def intact(digest, data):
+    alg, digits = digest.split(':')
+    return data is not None and hashlib.new(alg, data).hexdigest() == digits
 
 
-def refuse_a_store_without_links(v2, store):
-    if stored_blobs(v2) and not any(True for repo in store.values() for _ in repo_links(repo)):
-        raise Refused('no repository has any link')
+# Manifests
+
+class Pairs(tuple):
+    """A JSON object: every (key, value), of keys that stand twice too. The case of keys is lost,
+    as in the registry, whose language takes U+017F for an s."""
+
+    def __new__(cls, pairs):
+        return super().__new__(cls, ((key.casefold(), value) for key, value in pairs))
+
+    def values(self, name):
+        return [value for key, value in self if key == name]
 
 
-def refuse_unsafe_ground(v2, store):
+def objects(value):
+    """Every JSON object in `value`, at any depth, but for those below what names nothing."""
+    if isinstance(value, Pairs):
+        yield value
+        for key, one in value:
+            if key not in NOT_A_NAME:
+                yield from objects(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from objects(one)
+
+
+def digests_in(one):
+    """The digests that stand right in a JSON object."""
+    return {value for key in ('digest', 'blobsum') for value in one.values(key)
+            if isinstance(value, str) and is_digest(value)}
+
+
+class Manifest:
+    """`names` every digest that it names; `subjects` what it says it belongs to; `manifests` what
+    it names under the media type of a manifest; `elsewhere` what has an address outside."""
+
+    def __init__(self, text):
+        document = json.loads(text, object_pairs_hook=Pairs)
+        if not isinstance(document, Pairs):
+            raise ValueError('no JSON object')
+        self.names, self.manifests, self.elsewhere = set(), set(), set()
+        for one in objects(document):
+            found = digests_in(one)
+            self.names |= found
+            if any(isinstance(kind, str) and MANIFEST_TYPES.fullmatch(kind)
+                   for kind in one.values('mediatype')):
+                self.manifests |= found
+            if any(one.values('urls')):
+                self.elsewhere |= found
+        self.subjects = set().union(*(digests_in(one) for one in document.values('subject')
+                                      if isinstance(one, Pairs)))
+
+
+def manifest(v2, digest):
+    """A Manifest, or MISSING or UNREADABLE."""
+    data = blob(v2, digest)
+    if data is None:
+        return MISSING
+    if not intact(digest, data) or len(data) > LARGEST_MANIFEST:
+        return UNREADABLE
+    try:
+        return Manifest(data.decode())
+    except (ValueError, RecursionError):
+        return UNREADABLE
+
+
+# A repository
+
+class Repository:
+    def __init__(self, v2, name):
+        self.name = name
+        self.base = 'repositories/' + name
+        folder = os.path.join(v2, self.base)
+        tags = os.path.join(folder, '_manifests', 'tags')
+        revisions = os.path.join(folder, '_manifests', 'revisions')
+        # tag -> the digest that it points at, '' or None when it is broken
+        self.tags, self.history, self.history_folders, self.empty_tags = {}, {}, {}, set()
+        for tag in listing(tags):
+            if not TAG.fullmatch(tag) or not os.path.isdir(os.path.join(tags, tag)):
+                continue
+            current, index = link(tags, tag, 'current'), set(links(tags, tag, 'index'))
+            if current is None and not index:
+                self.empty_tags.add(tag)
+                continue
+            self.tags[tag], self.history[tag] = current, index
+            self.history_folders[tag] = digests(tags, tag, 'index')
+        self.layers = links(folder, '_layers')
+        self.revisions = links(revisions)
+        self.signatures = {
+            revision: links(revisions, *revision.split(':') + ['signatures'])
+            for revision in self.revisions}
+        # Every folder where a link belongs, be there one or not.
+        self.layer_folders = digests(folder, '_layers')
+        self.revision_folders = digests(revisions)
+        # How old they are
+        self.uploads = {upload: age_of_upload(os.path.join(folder, '_uploads', upload))
+                        for upload in listing(folder, '_uploads')}
+        self.ages = {digest: age(revisions, folder_of(digest), 'link')
+                     for digest in self.revisions}
+        self.layer_ages = {digest: age(folder, '_layers', folder_of(digest), 'link')
+                           for digest in self.layers}
+
+        self.manifests = {digest: manifest(v2, digest) for digest in self.revisions}
+        self.add_manifests_linked_as_layers(v2)
+        self.contents = {digest: one for digest, one in self.manifests.items()
+                         if isinstance(one, Manifest)}
+
+    def add_manifests_linked_as_layers(self, v2):
+        """Registry 2.1.0 linked manifests as layers, and every 2.x serves them."""
+        more = True
+        while more:
+            named = {digest for digest in self.tags.values() if digest}
+            named.update(*self.history.values())
+            for one in self.manifests.values():
+                if isinstance(one, Manifest):
+                    named |= one.manifests
+            more = {digest: manifest(v2, digest)
+                    for digest in named - set(self.manifests) if digest in self.layers}
+            # What is whole and no manifest is a layer; what is not there is not known to be one.
+            more = {digest: one for digest, one in more.items()
+                    if isinstance(one, Manifest) or not intact(digest, blob(v2, digest))}
+            self.manifests.update(more)
+
+    def names(self, digest):
+        """Every digest that a manifest names. What an unreadable one names is unknown."""
+        return self.contents[digest].names if digest in self.contents else set()
+
+    def uses(self, manifests):
+        """Every layer link that `manifests` need: their own, what they name, and what a link under
+        another algorithm stands for."""
+        found = set(manifests).union(*(self.names(digest) for digest in manifests))
+        return found | {self.layers[name] for name in found if self.layers.get(name)}
+
+    def is_damaged(self, manifests):
+        """Whether what `manifests` and their layer links need is not all known."""
+        return any(digest not in self.contents for digest in manifests) or any(
+            not stored_under(digest, content) for digest, content in self.layers.items())
+
+    # What reaches what
+
+    def stands_for(self, tag):
+        """What a tag reaches first. A broken one may have stood for anything in its history."""
+        if tag in self.empty_tags:
+            return set()
+        if self.tags[tag]:
+            return {self.tags[tag]}
+        return self.history[tag] or set(self.manifests)
+
+    def pointing_at(self, digests):
+        return {tag for tag, digest in self.tags.items() if digest in digests}
+
+    def reach(self, digests, tags=(), without=()):
+        """Everything that `digests` reach, never through `without`; `tags` are the referrer tags
+        that count on the way."""
+        seen, todo = set(), list(digests)
+        while todo:
+            digest = todo.pop()
+            if digest in seen or digest in without or digest not in self.manifests:
+                continue
+            seen.add(digest)
+            todo.extend(self.names(digest))
+            todo.extend(name for name, one in self.contents.items() if digest in one.subjects)
+            for tag in tags:
+                if self.owner(tag) == digest:
+                    todo.extend(self.stands_for(tag))
+        return seen
+
+    def is_referrer_tag(self, tag):
+        match = REFERRER_TAG.fullmatch(tag)
+        digest = match and '%s:%s' % match.groups()[:2]
+        if not digest or not is_digest(digest):
+            return False
+        if match.group(3) in COSIGN:
+            return True
+        return digest in self.manifests and not any(
+            one == digest or digest in self.names(one) for one in self.stands_for(tag))
+
+    def owner(self, tag):
+        """The manifest of this repository that a referrer tag belongs to, or None."""
+        if not self.is_referrer_tag(tag):
+            return None
+        digest = '%s:%s' % REFERRER_TAG.fullmatch(tag).groups()[:2]
+        return digest if digest in self.manifests else None
+
+    def owned_tags(self, manifests=None):
+        """The referrer tags that belong to `manifests`, or to any."""
+        return {tag for tag in self.tags
+                if self.owner(tag) in (self.manifests if manifests is None else manifests)}
+
+    def ordinary_tags(self):
+        return {tag for tag in self.tags if not self.is_referrer_tag(tag)}
+
+    def orphans(self):
+        """Referrer tags whose image is not here; they stay until they are named."""
+        return set(self.tags) - self.ordinary_tags() - self.owned_tags()
+
+    def reached_by(self, tags, manifests=(), without=()):
+        """What stays because `tags` or `manifests` stay and `without` does not."""
+        owned = self.owned_tags()
+        roots = set(manifests).union(*(self.stands_for(tag) for tag in tags - owned))
+        return self.reach(roots, tags & owned, without)
+
+
+def repositories(v2):
+    found = {}
+    top = os.path.join(v2, 'repositories')
+    for base, folders, _ in os.walk(top):
+        if set(PARTS) & set(folders):
+            name = os.path.relpath(base, top)
+            found[name] = Repository(v2, name)
+        folders[:] = [name for name in folders
+                      if name not in PARTS + COPIES and not name.startswith(OWN)]
+    return found
+
+
+def pull(v2, repo, digest):
+    """(what a client that pulls `digest` gets, whether that is all of it)."""
+    folder = os.path.join(v2, 'repositories', repo)
+    revision = link(folder, '_manifests', 'revisions', *digest.split(':'))
+    target = revision or link(folder, '_layers', *digest.split(':'))
+    if not target or not intact(target, blob(v2, target)):
+        return set(), False
+    document = manifest(v2, target)
+    if not isinstance(document, Manifest):
+        # The registry answers 500. What has only a layer link is a layer then, and may be garbage.
+        return {target} if revision else set(), False
+    got, whole = {target}, True
+    for name in document.names:
+        stored = link(folder, '_layers', *name.split(':'))
+        linked = link(folder, '_manifests', 'revisions', *name.split(':')) is not None
+        if stored and intact(stored, blob(v2, stored)):
+            got.add(stored)
+        elif not linked and name not in document.manifests | document.elsewhere:
+            whole = False
+        if linked or name in document.manifests:
+            more, all_of_it = pull(v2, repo, name)
+            got |= more
+            whole = whole and (all_of_it or not linked)
+    return got, whole
+
+
+def size(v2, repo, tag):
+    """The bytes of the distinct blobs that a tag reaches, and of those that are stored."""
+    stored, blobs = stored_blobs(v2), set()
+    for digest in repo.reach(repo.stands_for(tag), repo.owned_tags()):
+        # Under another algorithm than sha256 the link says what is stored.
+        blobs |= {digest} | {stored_under(name, repo.layers.get(name))
+                             for name in repo.names(digest)}
+    return sum(stored.get(digest, 0) for digest in blobs)
+
+
+# Deciding
+
+class Outcome:
+    """What a run has to do, and `left`: every path below V2 that is there afterwards."""
+
+    def __init__(self):
+        self.tags, self.manifests = set(), set()        # (repository, tag), (repository, digest)
+        self.repositories, self.blobs = set(), set()
+        self.uploads = set()                            # (repository, upload)
+        self.skipped = set()                            # repositories that damage keeps as they are
+        self.alone = set()                              # repositories that -u leaves alone
+        self.left = set()
+        self.status = 0
+
+
+class Request:
+    """The words of a run, and for how long something must have been there to go."""
+
+    def __init__(self, images=(), untagged=False, prune=False, garbage=False, excluded=(),
+                 older_than=None, allow_remove_all=False):
+        self.images, self.excluded = list(images), list(excluded)
+        self.untagged, self.prune, self.garbage = untagged, prune, garbage
+        self.older_than, self.allow_remove_all = older_than, allow_remove_all
+
+    def is_young(self, age):
+        return self.older_than is not None and age < self.older_than
+
+    def parts(self, store):
+        """repository -> what of it the words name, and the same for what they spare."""
+        wanted = {name: set() for name in store} if self.garbage else {}
+        if self.untagged and not self.images:
+            wanted = {name: {WHOLE} for name in store}
+        spared = {name: set() for name in store}
+        for words, found in [(self.images, wanted), (self.excluded, spared)]:
+            for image in words:
+                for name, part in select(store, image, excluding=words is self.excluded):
+                    found.setdefault(name, set()).add(part)
+        for name, parts in spared.items():
+            parts |= store[name].pointing_at({part for part in parts if is_digest(part)})
+        return wanted, spared
+
+
+class Loss:
+    """What a repository loses. `folders` go with all that is in them."""
+
+    def __init__(self, repo, tags=(), manifests=(), whole=False):
+        self.repo, self.whole = repo, whole
+        self.tags, self.manifests = set(tags), set(manifests)
+        self.folders, self.uploads = set(), set()
+
+    def everything(self):
+        """Nothing is left by which the repository could be known."""
+        self.whole = True
+        self.tags, self.manifests = set(self.repo.tags), set(self.repo.manifests)
+        self.uploads = set(self.repo.uploads)
+        self.folders = {self.repo.base + '/' + part for part in PARTS}
+
+    def kept_manifests(self):
+        return set() if self.whole else set(self.repo.manifests) - self.manifests
+
+
+def expect(v2, images=(), untagged=False, prune=False, garbage=False, excluded=(),
+           older_than=None, allow_remove_all=False):
+    request = Request(images, untagged, prune, garbage, excluded, older_than, allow_remove_all)
+    store = repositories(v2)
+    refuse_unsafe_ground(v2, store, garbage)
+    outcome = Outcome()
+    wanted, spared = request.parts(store)
+    losses = {}
+    for name, parts in wanted.items():
+        loss = decide(store[name], parts, spared[name], request, outcome)
+        if not os.path.isdir(os.path.join(v2, store[name].base)) or not any(
+                os.path.lexists(os.path.join(v2, folder)) for folder in loss.folders):
+            continue
+        if store[name].is_damaged(loss.kept_manifests()) and not loss.whole:
+            outcome.skipped.add(name)
+        else:
+            losses[name] = loss
+
+    gone = set()
+    for name, loss in losses.items():
+        gone |= loss.folders
+        # A folder that is no tag, and a manifest that is linked as a layer, go as what they are.
+        outcome.tags |= {(name, tag) for tag in loss.tags & set(loss.repo.tags)}
+        outcome.manifests |= {(name, one) for one in loss.manifests & set(loss.repo.revisions)}
+        outcome.uploads |= {(name, upload) for upload in loss.uploads}
+        if loss.whole:
+            outcome.repositories.add(name)
+    refuse_to_remove_all(store, wanted, request, outcome)
+
+    outcome.blobs = unneeded_blobs(v2, store, losses, gone, request)
+    gone |= {blob_folder(digest) for digest in outcome.blobs}
+    before = every_path(v2)
+    outcome.left = {path for path in before if not any(is_below(path, folder) for folder in gone)}
+    for name in sorted(outcome.repositories, reverse=True):
+        remove_empty('repositories/' + name, outcome.left)
+    if prune:
+        prune_empty(store, outcome)
+    if outcome.skipped:
+        outcome.status = 3 if outcome.left != before else 1
+    return outcome
+
+
+def select(store, image, excluding=False):
+    """(repository, WHOLE, a tag or a digest) for all that one -i or -x names."""
+    image, _, digest = image.partition('@')
+    host, name, tag = IMAGE.match(image).groups()
+    if host and host + name not in store:
+        host = ''
+    name = (host or '') + name
+    found = set()
+    for repo in store.values():
+        if name == repo.name or fnmatch.fnmatchcase(repo.name, name):
+            parts = {digest} & set(repo.manifests) if digest else {WHOLE}
+            if tag:
+                parts = {one for one in selectable_tags(repo, tag, excluding)
+                         if fnmatch.fnmatchcase(one, tag)}
+            found |= {(repo.name, part) for part in parts}
+    if not found and not PATTERN.search(image):
+        raise Refused('%s does not exist' % (digest or image))
+    return found
+
+
+def selectable_tags(repo, tag, excluding):
+    """The tags that a pattern may choose from. An exclusion errs towards keeping."""
+    if not PATTERN.search(tag):
+        return set(repo.tags) | repo.empty_tags
+    if excluding:
+        return set(repo.tags)
+    return repo.ordinary_tags() | (repo.orphans() if tag.startswith(tuple(DIGITS)) else set())
+
+
+def decide(repo, parts, spared, request, outcome):
+    """The Loss of one repository, of which `parts` are asked for and `spared` excluded."""
+    if WHOLE in spared:
+        return Loss(repo)
+    if WHOLE in parts and not request.untagged and not spared:
+        loss = Loss(repo)
+        loss.everything()
+        return loss
+    if WHOLE in parts and not request.untagged:
+        loss = all_but(repo, spared)
+    elif WHOLE in parts:
+        loss = untagged_manifests(repo, spared, request, outcome)
+    else:
+        loss = with_tags(repo, {part for part in parts if not is_digest(part)},
+                         {part for part in parts if is_digest(part)}, spared)
+    add_folders(loss)
+    if request.garbage:
+        add_garbage(loss, request)
+    if is_finished(loss, request):
+        loss.everything()
+    return loss
+
+
+def is_finished(loss, request):
+    """Whether neither tag, nor manifest, nor an upload under way is left."""
+    repo = loss.repo
+    young = any(digest for digest, age in repo.layer_ages.items() if request.is_young(age))
+    return (request.garbage and not young or bool(loss.tags | loss.manifests)) \
+        and loss.tags == set(repo.tags) and loss.manifests == set(repo.manifests) \
+        and all(age >= DAY for age in repo.uploads.values())
+
+
+def with_tags(repo, tags, digests, spared):
+    """Delete `tags`, and `digests` with the tags that point at them; never what is `spared`."""
+    owned, safe = repo.owned_tags(), roots(repo, spared)
+    tags, digests = tags - spared, digests - repo.reach(safe, owned)
+    doomed_tags = tags | repo.pointing_at(digests) - spared
+    seeds = set(digests)
+    for tag in tags - repo.empty_tags:
+        seeds |= repo.history[tag] | {repo.tags[tag] or ''}
+    doomed = repo.reach(seeds, owned)
+    untouched = set(repo.manifests) - doomed
+    kept = repo.reached_by(set(repo.tags) - doomed_tags, untouched | safe, without=digests)
+    for digest in digests:
+        for one in kept:
+            if digest in repo.names(one):
+                raise Refused('%s contains %s' % (one, digest))
+    for tag in set(repo.tags) - doomed_tags:
+        if not repo.tags[tag] and repo.stands_for(tag) & digests:
+            raise Refused('%s may have stood for it' % tag)
+    lost = doomed - kept
+    return Loss(repo, doomed_tags | repo.owned_tags(lost) - spared, lost)
+
+
+def untagged_manifests(repo, spared, request, outcome):
+    """Delete what no tag reaches, but for what is young."""
+    if repo.manifests and not repo.ordinary_tags():
+        outcome.alone.add(repo.name)
+        return Loss(repo)
+    young = {digest for digest in repo.manifests if request.is_young(repo.ages.get(digest, 0))}
+    kept = repo.reached_by(set(repo.tags), roots(repo, spared) | young)
+    lost = set(repo.manifests) - kept
+    return Loss(repo, repo.owned_tags(lost) - spared, lost)
+
+
+def all_but(repo, spared):
+    """Delete everything but what is `spared`, and what belongs to that."""
+    kept = repo.reach(roots(repo, spared), repo.owned_tags())
+    lost = set(repo.manifests) - kept
+    return Loss(repo, set(repo.tags) - repo.owned_tags(kept) - spared, lost)
+
+
+def roots(repo, spared):
+    """What tags and digests that are never to be deleted stand for."""
+    return {part for part in spared if is_digest(part)}.union(
+        *(repo.stands_for(part) for part in spared if not is_digest(part)))
+
+
+def add_folders(loss):
+    """The folders that go from a repository that loses these tags and manifests and lives on."""
+    repo, base = loss.repo, loss.repo.base
+    loss.folders |= {'%s/_manifests/tags/%s' % (base, tag) for tag in loss.tags}
+    for digest in loss.manifests:
+        loss.folders.add('%s/_manifests/revisions/%s' % (base, folder_of(digest)))
+        loss.folders |= {'%s/_manifests/tags/%s/index/%s' % (base, tag, folder_of(digest))
+                         for tag in repo.tags}
+    unused = repo.uses(loss.manifests) - repo.uses(loss.kept_manifests())
+    loss.folders |= {'%s/_layers/%s' % (base, folder_of(digest))
+                     for digest in unused if digest in repo.layers}
+
+
+def add_garbage(loss, request):
+    """What garbage collection takes from a repository that loses so much and lives on."""
+    repo, base = loss.repo, loss.repo.base
+    left = loss.kept_manifests()
+    young = {digest for digest, age in repo.layer_ages.items() if request.is_young(age)}
+    needed = repo.uses(left) | young | {repo.layers[digest] for digest in young}
+    loss.folders |= {'%s/_layers/%s' % (base, folder_of(digest))
+                     for digest in repo.layer_folders - (needed & set(repo.layers))}
+    loss.folders |= {'%s/_manifests/revisions/%s' % (base, folder_of(digest))
+                     for digest in repo.revision_folders - set(repo.revisions)}
+    loss.folders |= {'%s/_manifests/tags/%s/index/%s' % (base, tag, folder_of(digest))
+                     for tag, current in repo.tags.items() if current    # else it tells what was
+                     for digest in repo.history_folders[tag] - set(repo.manifests)}
+    loss.folders |= {'%s/_manifests/tags/%s' % (base, tag) for tag in repo.empty_tags}
+    loss.uploads = {upload for upload, age in repo.uploads.items() if age >= DAY}
+    loss.folders |= {'%s/_uploads/%s' % (base, upload) for upload in loss.uploads}
+
+
+def unneeded_blobs(v2, store, losses, gone, request):
+    """What no link stands for any more; with -g also what nothing ever linked or names."""
+    stored, lost_links, kept_links, named = stored_blobs(v2), set(), set(), set()
+    for name, repo in store.items():
+        for folder, linked, counts in repo_links(repo):
+            if not any(is_below(folder, path) for path in gone):
+                kept_links.add(linked)
+            elif counts:
+                lost_links.add(linked)
+        kept = losses[name].kept_manifests() if name in losses else repo.manifests
+        named.update(*(repo.names(digest) for digest in kept))
+    if request.garbage:
+        lost_links |= {digest for digest in stored if not request.is_young(
+            age(v2, blob_folder(digest), 'data'))}
+        kept_links |= named
+    return (lost_links - kept_links) & set(stored)
+
+
+def repo_links(repo):
+    """(folder, the blob that its link stands for, whether that goes with its last link)."""
+    revisions = repo.base + '/_manifests/revisions/'
+    for name, content in repo.layers.items():
+        yield repo.base + '/_layers/' + folder_of(name), stored_under(name, content), True
+    for name, content in repo.revisions.items():
+        yield revisions + folder_of(name), stored_under(name, content), True
+        for signature, content in repo.signatures[name].items():
+            yield revisions + folder_of(name), stored_under(signature, content), False
+
+
+def refuse_unsafe_ground(v2, store, garbage):
     if os.path.exists(os.path.join(os.path.dirname(v2), 'lockfiles', 'database-in-use')):
         raise Refused('the tags are in a database')
     stored = any('data' in files for _, _, files in os.walk(os.path.join(v2, 'blobs')))
     if not stored and any(repo.revisions for repo in store.values()):
         raise Refused('blobs holds nothing')
+    if garbage and stored and not any(True for repo in store.values() for _ in repo_links(repo)):
+        raise Refused('no repository has any link')
+
+
+def refuse_to_remove_all(store, wanted, request, outcome):
+    """Referrer tags that are left of what was asked of are no images."""
+    left = {(name, tag) for name, repo in store.items()
+            for tag in (repo.ordinary_tags() if name in wanted else repo.tags)} - outcome.tags
+    if outcome.tags and not left and not request.allow_remove_all and not request.untagged \
+            and any(PATTERN.search(image) for image in request.images):
+        raise Refused('patterns would leave no tag')
 
 
 # Paths
@@ -551,13 +686,19 @@ def remove_empty(folder, left):
         left.discard(folder + '/')
 
 
-def prune_empty(names, left):
-    kept = {'repositories', 'blobs'}
-    for name in names:
-        base = 'repositories/' + name
-        # Any file in _manifests is a tag or a manifest, or what damage left of one.
-        if any(path.startswith(base + '/_manifests/') and path[-1] != '/' for path in left):
-            kept |= {base + '/_layers', base + '/_manifests/tags', base + '/_manifests/revisions'}
-    for path in sorted(left, key=len, reverse=True):
-        if path.endswith('/') and path[:-1] not in kept:
-            remove_empty(path[:-1], left)
+def prune_empty(store, outcome):
+    """Remove the empty folders that are the registry's by name, where all above them are, too."""
+    left = outcome.left
+    bases = {repo.base for repo in store.values()}
+    for path in sorted(left, key=lambda path: -path.count('/')):
+        above, _, name = path[:-1].rpartition('/')
+        if path[-1] != '/' or path in ('repositories/', 'blobs/') \
+                or not all(TAG.fullmatch(part) for part in path[:-1].split('/')):
+            continue
+        base = above[:-len('/_manifests')] if above.endswith('/_manifests') else above
+        if base in bases and name in ('_layers', 'tags', 'revisions') and any(
+                is_below(one.rstrip('/'), '%s/_manifests/%s' % (base, part))
+                and one != '%s/_manifests/%s/' % (base, part)
+                for one in left for part in ('tags', 'revisions')):
+            continue    # it has a tag or a manifest, or what damage left of one
+        remove_empty(path[:-1], left)

@@ -29,8 +29,9 @@ CONFIGURATION = """\
 version: 0.1
 log: {{level: info, accesslog: {{disabled: true}}}}
 storage:
-  filesystem: {{rootdirectory: {root}}}
+  {storage}
   delete: {{enabled: true}}
+  redirect: {{disable: true}}
 http: {{addr: "127.0.0.1:0", secret: none}}
 validation: {{manifests: {{urls: {{allow: [".*"]}}}}}}
 """
@@ -122,9 +123,12 @@ class Layout:
 # --- the registry --------------------------------------------------------------------------------
 
 class Registry:
-    """`docker-registry` over the folder `root`; each start takes a free loopback port."""
+    """`docker-registry` over the folder `root`; each start takes a free loopback port.
 
-    def __init__(self, root):
+    `storage` configures another driver; then `root` is the folder where its bucket is mounted.
+    """
+
+    def __init__(self, root, storage=None):
         self.root = str(root)
         self.v2 = os.path.join(self.root, 'docker', 'registry', 'v2')
         self.configuration = self.root + '.yml'
@@ -133,7 +137,8 @@ class Registry:
         self._process = None
         os.makedirs(self.root, exist_ok=True)
         with open(self.configuration, 'w') as file:
-            file.write(CONFIGURATION.format(root=self.root))
+            file.write(CONFIGURATION.format(
+                storage=storage or 'filesystem: {rootdirectory: %s}' % self.root))
 
     def __enter__(self):
         self.start()
@@ -144,10 +149,12 @@ class Registry:
 
     def start(self, seconds=20):
         assert self._process is None, 'the registry runs already'
+        # With AWS_CA_BUNDLE its s3 driver panics.
+        environment = {name: value for name, value in os.environ.items() if name != 'AWS_CA_BUNDLE'}
         with open(self.log, 'wb') as log:
             self._process = subprocess.Popen(
                 ['docker-registry', 'serve', self.configuration],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._process.poll() is None:
             with open(self.log, errors='replace') as log:

@@ -4,9 +4,12 @@ Whatever comes in, there is a message and never a traceback, and nothing is lost
 """
 
 import contextlib
+import fcntl
 import io
+import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -17,6 +20,7 @@ from typing import NamedTuple
 import pytest
 
 import delete_docker_registry_image as script
+import model
 from tree import GARBAGE, Tree, digest_of, encode, snapshot, write
 
 SCRIPT = os.path.abspath(script.__file__)
@@ -77,12 +81,14 @@ def delete(tree, *arguments):
     return result.said
 
 
-def refused(tree, *arguments, status=1):
+def refused(tree, *arguments, status=1, run=call):
     """A run that has to fail and to leave everything as it is; returns what was said."""
     before = snapshot(tree.root)
-    result = call('-d', tree.root, *arguments)
+    result = run('-d', tree.root, *arguments)
     assert result.status == status, result.said
     assert snapshot(tree.root) == before
+    if status == 1:
+        assert 'ERROR' in result.said and 'Nothing was deleted' in result.said, result.said
     return result.said
 
 
@@ -111,10 +117,16 @@ def test_messages_go_to_standard_error_as_they_always_did(tree):
     for line in said.splitlines():
         assert re.match(r'(INFO {4}|WARNING |ERROR {3}|DEBUG {3}) '
                         r'\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\]  \S', line), line
-    assert 'Deleted tag app:1.0 (1 manifest, 3 blobs, 727 bytes)\n' in said
+    assert 'Deleted tag app:1.0' in said
     assert 'sha256' not in said  # -v names manifests and blobs
-    assert said.splitlines()[-1].endswith('  Deleted 1 tag, 1 manifest, 3 blobs of app: '
-                                          '%d bytes freed' % freed_by_one_tag())
+    check_summary(said, 'Deleted 1 tag, 1 manifest, 3 blobs', tree)
+
+
+def check_summary(said, counted, tree):
+    """The last line says what went, how much it was, and of which registry."""
+    last = said.splitlines()[-1]
+    assert counted in last and tree.root in last
+    assert '%d bytes freed' % freed_by_one_tag() in last or '1 tag' not in counted, last
 
 
 def freed_by_one_tag():
@@ -127,17 +139,45 @@ def freed_by_one_tag():
 
 def test_a_dry_run_says_what_would_go(tree):
     said = refused(tree, '-n', '-i', 'app:1.0', status=0)
-    assert 'Would delete tag app:1.0 (1 manifest, 3 blobs, 727 bytes)\n' in said
-    assert 'Would delete 1 tag, 1 manifest, 3 blobs of app: ' in said.splitlines()[-1]
-    assert 'Deleted' not in said
+    assert 'Would delete tag app:1.0' in said and 'Deleted' not in said
+    last = said.splitlines()[-1]
+    assert 'Would delete 1 tag, 1 manifest, 3 blobs' in last and tree.root in last
+
+
+def test_a_dry_run_and_a_run_name_the_same_things_in_the_same_words(tree):
+    tree.tag('app', '1.0', tree.image('app', [b'pushed again']))
+    tree.upload('team/other', 'upload')
+    request = ['-v', '-p', '-i', 'app:1.0', '-i', 'team/other']
+    dry = refused(tree, '-n', *request, status=0)
+    done = delete(tree, *request)
+
+    def named(said):
+        return sorted(line.split(']  ')[1].replace('Would delete', 'Deleted')
+                      for line in said.splitlines() if re.search('Would delete|Deleted', line))
+
+    assert len(named(dry)) > 5
+    assert [re.sub(r': [^:]* (would be )?freed.*', '', line) for line in named(dry)] == [
+        re.sub(r': [^:]* freed.*', '', line) for line in named(done)]
 
 
 def test_a_whole_repository_is_one_line(tree):
     said = delete(tree, '-i', 'app')
     assert 'Deleted repository app' in said and 'Deleted tag' not in said
-    assert 'Deleted 1 repository, 2 tags, 2 manifests, 6 blobs of app: ' in said.splitlines()[-1]
+    check_summary(said, 'Deleted 1 repository, 2 tags, 2 manifests, 6 blobs', tree)
     assert not os.path.exists(tree.repo('app'))
     assert tags(tree, 'team/other') == ['1.0']
+
+
+def test_what_lies_everywhere_is_not_said_to_be_of_one_repository(tree):
+    # Beside two folders of uploads.
+    for folder in [tree.repo('one/two'), tree.repo('app', '_layers', 'sha512'),
+                   os.path.join(tree.v2, 'blobs', 'sha256', 'zz')]:
+        os.makedirs(folder)
+    tree.blob(b'orphan')
+    tree.layer('app', b'unused')
+    for request, counted in [(['-p'], ['6 empty folders']), (['-g'], ['1 layer link', '2 blobs'])]:
+        last = delete(tree, *request).splitlines()[-1]
+        assert all(number in last for number in counted) and ' of app' not in last, last
 
 
 def test_verbose_names_each_blob_and_its_size(tree):
@@ -147,13 +187,22 @@ def test_verbose_names_each_blob_and_its_size(tree):
 
 
 def test_quiet_says_nothing_when_all_is_well(tree):
+    """Warnings neither: cron sends no mail for a night without work."""
+    assert delete(tree, '-q', '-n', '-i', 'app:1.0') == ''
+    assert delete(tree, '-q', '-f', '-u', '-g', '-p', '-i', 'nothing*', '-x', 'none*') == ''
     assert delete(tree, '-q', '-i', 'app:1.0') == ''
     assert tags(tree, 'app') == ['2.0']
-    assert 'No repository' in refused(tree, '-q', '-i', 'nothing')
+
+
+def test_quiet_prints_errors_alone(tree):
+    said = refused(tree, '-q', '-f', '-i', 'nothing', '-i', 'no*')
+    assert 'No repository' in said
+    assert all(line.startswith('ERROR') for line in said.splitlines()), said
 
 
 def test_nothing_to_delete(tree):
-    assert delete(tree, '-u', '-i', 'app').endswith('  Nothing to delete\n')
+    said = delete(tree, '-u', '-i', 'app')
+    assert 'Nothing to delete' in said.splitlines()[-1]
 
 
 def test_force_is_accepted_and_has_no_effect(tree):
@@ -162,13 +211,19 @@ def test_force_is_accepted_and_has_no_effect(tree):
     assert tags(tree, 'app') == ['2.0']
 
 
+OPTIONS = ['-i', '-x', '-u', '-g', '-p', '-l', '-n', '-d', '-j', '-v', '-q', '-V', '-h', '-f',
+           '--keep-last', '--older-than', '--by', '--allow-remove-all', '--save', '--check',
+           '--read-only-registry', '--json']
+
+
 def test_help_fits_in_80_columns():
     for columns in ['80', '200']:
         help = run('--help', environment={'COLUMNS': columns})
         assert help.status == 0 and help.said == ''
-        for option in ['-i', '-u', '-p', '-n', '-d', '-v', '-q', '-V', '-h', '-f']:
-            assert re.search(r'^  %s[, ]' % option, help.out, re.MULTILINE), option
-        assert 'Harbor' in help.out  # whose images cannot be deleted from here
+        for option in OPTIONS:
+            assert re.search(r'^  %s\b' % option, help.out, re.MULTILINE), option
+        # Whose images cannot be deleted from here.
+        assert 'Harbor' in help.out and 'GitLab' in help.out and 'OpenShift' in help.out
         if columns == '80':
             assert max(map(len, help.out.splitlines())) <= 80
         assert run('-h', environment={'COLUMNS': columns}).out == help.out
@@ -191,8 +246,7 @@ def test_a_missing_image(tree):
             ('team', "No repository 'team' found in repositories directory %s" % folder),
             ('app:y', "No repository 'app' tag 'y' found in repositories directory %s" % folder),
             ('app@' + ABSENT, ABSENT)]:
-        said = refused(tree, '-i', image)
-        assert 'ERROR' in said and message in said
+        assert message in refused(tree, '-i', image)
         assert message in refused(tree, '-n', '-i', image)
 
 
@@ -219,6 +273,49 @@ def test_a_literal_tag_under_a_pattern(tree):
     assert tags(tree, 'app') == ['1.0'] and tags(tree, 'team/other') == ['1.0']
 
 
+@pytest.mark.parametrize('image, nearest', [
+    ('ap', 'app'), ('apps:1.0', 'app'), ('team/othre', 'team/other'), ('team-other', 'team/other'),
+    ('localhost:5000/team/othr', 'team/other'), ('app:1.00', '1.0'), ('app:v2.0', '2.0')])
+def test_a_mistyped_name_is_answered_with_the_nearest(tree, image, nearest):
+    for option in ['-i', '-x']:
+        said = refused(tree, '-i', 'app', option, image)
+        assert re.search(r"(?<![\w./])%s(?![\w/]|\.\w)" % re.escape(nearest),
+                         said.replace("'%s'" % image, '')), said
+
+
+def test_a_prefix_is_answered_with_what_lies_below_it(tree):
+    for image in ['team', 'team:1.0']:
+        assert 'team/other' in refused(tree, '-i', image)
+    for number in range(300):
+        os.makedirs(tree.repo('team/%d' % number, '_layers'))
+    assert len(refused(tree, '-i', 'team')) < 2000
+
+
+def test_names_are_lower_case(tree):
+    for image, exists in [('App', 'app'), ('Team/Other:1.0', 'team/other'),
+                          ('LOCALHOST:5000/APP', 'app')]:
+        said = refused(tree, '-i', image, status=2)
+        assert 'lower case' in said and re.search(r'\b%s\b' % exists, said)
+
+
+def test_images_follow_their_option_and_patterns_are_quoted(tree):
+    """What a shell makes of `-i *`."""
+    for arguments in [['-i', 'app', 'team', 'setup.cfg'], ['app'], ['-n', 'app:1.0']]:
+        said = refused(tree, *arguments, status=2)
+        assert 'follow -i' in said and 'quote' in said
+
+
+def test_a_bare_digest(tree):
+    digest = current(tree, 'app', '1.0')
+    before = snapshot(tree.root)
+    for image in [digest, '@' + digest]:
+        result = call('-d', tree.root, '-i', image)
+        assert result.status in (1, 2) and "-i '*@%s'" % digest in result.said
+    assert snapshot(tree.root) == before
+    delete(tree, '-i', '*@' + digest)
+    assert tags(tree, 'app') == ['2.0']
+
+
 # --- usage errors ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('image', [
@@ -226,15 +323,18 @@ def test_a_literal_tag_under_a_pattern(tree):
     '/app', '/etc/passwd', 'app/', 'app//b', '//app', 'app\n', '\napp', 'app\n/b', 'app:1.0\n',
     'App', '_app', '-app', 'app-', 'app..b', 'app b', 'app/_manifests', '_layers', 'a' * 256,
     ':', ':1.0', 'app:', 'app:/', 'app:..', 'app:.hidden', 'app:-x', 'app:a b', 'app:a/../b',
-    'app:' + 'x' * 129, 'app:1.0:2.0', 'app\u00e9', 'app:\u00e9',
+    'app:' + 'x' * 129, 'app:1.0:2.0', 'app\u00e9', 'app:\u00e9', 'app:@eaDir', 'app:#recycle',
     '@', '@' + ABSENT, 'app@', 'app@sha256', 'app@sha256:', 'app@sha256:../../..',
     'app@sha256:' + '0' * 63, 'app@sha256:' + '0' * 65, 'app@sha256:' + 'A' * 64,
     'app@sha512:' + '0' * 64, 'app@md5:' + '0' * 32, 'app@' + ABSENT + '\n',
-    'app@../../../etc', 'app:1.0@' + ABSENT, 'app@%s:1.0' % ABSENT, 'app@*',
+    'app@../../../etc', 'app@%s:1.0' % ABSENT, 'app@*', 'app:@' + ABSENT, 'app:1.0@',
+    'app:1.0@sha256', 'app:1.0@sha256:../../..', 'app:../..@' + ABSENT,
 ])
 def test_what_is_no_image_is_a_usage_error(tree, image):
     # Also when it comes second, after one that is right.
-    assert 'usage:' in refused(tree, '-i', 'app:1.0', '-i', image, status=2)
+    for option in ['-i', '-x']:
+        said = refused(tree, '-i', 'app:1.0', option, image, status=2)
+        assert 'usage:' in said and len(said.splitlines()[-1]) > 30
 
 
 @pytest.mark.parametrize('pattern', ['[z-a]', 'app:[z-a]', '*\n', '[', '[]', '../*', '/*', '*/..',
@@ -242,7 +342,7 @@ def test_what_is_no_image_is_a_usage_error(tree, image):
 def test_strange_patterns_select_nothing(tree, pattern):
     before = snapshot(tree.root)
     result = call('-d', tree.root, '-i', pattern)
-    assert result.status in (0, 2) and result.said
+    assert result.status in (0, 1, 2) and result.said
     assert snapshot(tree.root) == before
 
 
@@ -255,17 +355,28 @@ def test_arguments_that_are_not_utf8(tree):
     assert snapshot(tree.root) == before
 
 
-@pytest.mark.parametrize('arguments', [[], ['-v'], ['-n'], ['-u'], ['-u', '-p'], ['-f']])
+@pytest.mark.parametrize('arguments', [[], ['-v'], ['-n'], ['-f'], ['-x', 'app'],
+                                       ['--allow-remove-all']])
 def test_nothing_to_do_is_a_usage_error(tree, arguments):
     assert 'image is required' in refused(tree, *arguments, status=2)
 
 
 @pytest.mark.parametrize('arguments', [
     ['-u', '-i', 'app:1.0'], ['-u', '-i', 'app@' + ABSENT], ['-u', '-i', 'app', '-i', 'app:2.0'],
-    ['-u', '-i', 'app:*'], ['--unknown'], ['-i'], ['-i', 'app', 'stray'], ['-d'],
+    ['-u', '-i', 'app:*'], ['-u', '-i', 'app:/1.0/'], ['--unknown'], ['-i'], ['-d'], ['-x'],
+    ['-i', 'app', '-j', 'x'], ['-i', 'app', '-j', '-1'], ['-i', 'app:*', '--by', 'size'],
+    ['-i', 'app', '--json=yes'],
 ])
 def test_other_usage_errors(tree, arguments):
     assert 'usage:' in refused(tree, *arguments, status=2)
+
+
+@pytest.mark.parametrize('arguments', [
+    ['--untag', '-i', 'app'], ['--imag', 'app'], ['--exclud', 'app', '-i', 'app'],
+    ['--dry', '-i', 'app'], ['--garb'], ['--prun'], ['--allow', '-i', '*'], ['--lis'],
+    ['--keep', '1', '-i', 'app:*'], ['--older', '1h', '-i', 'app:*'], ['--read-only', '-i', 'app']])
+def test_options_are_not_abbreviated(tree, arguments):
+    refused(tree, *arguments, status=2)
 
 
 # --- references pasted from elsewhere -------------------------------------------------------------
@@ -304,6 +415,88 @@ def test_a_component_with_a_dot_only_is_part_of_the_name(tree):
     delete(tree, '-i', 'quay.io/app:1.0')
     assert not os.path.exists(tree.repo('quay.io/app'))
     assert tags(tree, 'app') == ['1.0', '2.0']
+
+
+@pytest.mark.parametrize('address', [
+    'docker://localhost:5000/app:1.0', 'docker://registry.example.com/app:1.0', 'docker://app:1.0',
+    'oci://localhost:5000/app:1.0', 'localhost:5000/v2/app/manifests/1.0',
+    'http://localhost:5000/v2/app/manifests/1.0', '/v2/app/manifests/1.0',
+    'https://registry.example.com/v2/app/tags/list', 'https://registry.example.com/app:1.0',
+    'localhost:5000/app/manifests/1.0', 'http://localhost:5000/v2/_catalog'])
+def test_an_address_is_understood_or_it_is_said_what_to_leave_out(tree, address):
+    before = snapshot(tree.root)
+    result = call('-d', tree.root, '-i', address)
+    if result.status == 0:
+        assert (tags(tree, 'app'), tags(tree, 'team/other')) == (['2.0'], ['1.0'])
+    else:
+        assert result.status in (1, 2) and snapshot(tree.root) == before
+        assert re.search("leave out|without|-i 'app|-i app|NAME:TAG", result.said), result.said
+
+
+def test_a_tag_and_its_digest(tree):
+    """As tools print what they pulled."""
+    digest, other = current(tree, 'app', '1.0'), current(tree, 'app', '2.0')
+    for image in ['app:1.0@' + other, 'app:1.0@' + ABSENT]:
+        said = refused(tree, '-i', image)
+        assert 'app' in said and '1.0' in said and digest in said  # what it stands for now
+        refused(tree, '-i', 'app', '-x', image)
+    refused(tree, '-i', 'app:3.0@' + digest)
+    delete(tree, '-i', 'app', '-x', 'app:2.0@' + other)
+    assert tags(tree, 'app') == ['2.0']
+    delete(tree, '-i', 'localhost:5000/app:2.0@' + other)
+    assert not os.path.exists(tree.repo('app'))
+
+
+# --- regular expressions --------------------------------------------------------------------------
+
+@pytest.fixture
+def versions(tmp_path):
+    tree = Tree(tmp_path)
+    for tag in ['v1.0', 'v1.10', 'v2.0', 'v2.0-rc1', 'xv1.0', 'latest', '1.0']:
+        tree.tag('app', tag, tree.image('app', [b'base', tag.encode()]))
+    tree.tag('web', 'v1.0', tree.image('web', [b'base', b'web']))
+    return tree
+
+
+@pytest.mark.parametrize('images, gone', [
+    (['-i', r'app:/v[0-9]+\.[0-9]+/'], ['v1.0', 'v1.10', 'v2.0']),
+    (['-i', 'app:/v1/'], []),                   # matched whole
+    (['-i', 'app:/v1.*/'], ['v1.0', 'v1.10']),
+    (['-i', 'app:/latest|v2.0/'], ['latest', 'v2.0']),      # and each of its branches
+    (['-i', 'app:/(?:x)?v1[.]0/'], ['v1.0', 'xv1.0']),
+    (['-i', 'localhost:5000/app:/v1.*/'], ['v1.0', 'v1.10']),
+    (['-i', 'app:/.*/', '-x', r'*:/v[0-9]+\.[0-9]+/'], ['1.0', 'latest', 'v2.0-rc1', 'xv1.0']),
+    (['-i', r'*:/v\d\.\d{2}/'], ['v1.10']),
+    (['-i', 'app:/V1.0/'], []),
+    (['-i', 'app:/(?i)LATEST/'], ['latest']),
+    (['-i', 'app:/@|:/'], []),
+    (['-i', 'ap?:/v2.0-rc\\d/'], ['v2.0-rc1']),
+    (['-i', 'app:/$/'], []), (['-i', 'app:/x?/'], []), (['-i', 'app:/nothing/'], []),
+])
+def test_tags_by_a_regular_expression(versions, images, gone):
+    everything = tags(versions, 'app')
+    delete(versions, *images)
+    assert tags(versions, 'app') == sorted(set(everything) - set(gone))
+    assert tags(versions, 'web') == ['v1.0']
+
+
+@pytest.mark.parametrize('expression', ['(', '[', 'v1)', '*', 'a{2,1}', '(?P<x', '\\', '(?<=a*)b'])
+def test_an_expression_that_is_none(tree, expression):
+    try:
+        re.compile(expression)
+    except re.error as error:
+        position = error.pos
+    for option in ['-i', '-x']:
+        said = refused(tree, '-i', 'app:1.0', option, 'app:/%s/' % expression, status=2)
+        assert expression in said
+        if position is not None:
+            assert re.search(r'\b(%d|%d)\b' % (position, position + 1), said) or '^' in said
+
+
+@pytest.mark.parametrize('image', ['app:/1.0', 'app:1.0/', 'app://', 'app:/', '/app/:1.0',
+                                   'app:/1.0/x', '/1.0/'])
+def test_what_is_not_between_slashes(tree, image):
+    refused(tree, '-i', image, status=2)
 
 
 # --- the data folder ------------------------------------------------------------------------------
@@ -406,7 +599,52 @@ def test_what_is_no_data_folder(tmp_path, make):
         result = call('-d', str(folder), *arguments)
         assert result.status == 1
         assert 'ERROR' in result.said and str(folder) in result.said
+        assert 'Nothing was deleted' in result.said
     assert snapshot(tmp_path) == before
+
+
+def others(tree):
+    """Folders of other software beside `docker`: git, mail, and a registry v1; what they hold."""
+    for name in ['repositories/library/app/_index_images', 'repositories/library/app/tag_1.0',
+                 'images/0123/layer', 'blobs/pack']:
+        write(os.path.join(tree.root, name), b'precious')
+    for name in ['repositories/empty/_layers', 'repositories/team/_manifests/tags', 'images/empty',
+                 'blobs/sha256/aa', 'mail/new']:
+        os.makedirs(os.path.join(tree.root, name))
+    return {path: what for path, what in snapshot(tree.root).items()
+            if not path.startswith('docker') and path != '.'}
+
+
+@pytest.mark.parametrize('below', ['', 'docker', 'docker/registry'])
+def test_other_folders_beside_the_registry_are_not_its(tree, below):
+    before = others(tree)
+    for name in ['repositories', 'blobs']:      # the same one level further in
+        os.makedirs(os.path.join(tree.root, 'docker', name, 'empty'))
+    os.makedirs(tree.repo('empty', '_layers'))
+    folder = os.path.join(tree.root, below)
+    for request in [['-p'], ['-g', '-p'], ['-p', '-i', 'app:1.0']]:
+        assert call('-d', folder, *request).status == 0
+    assert tags(tree, 'app') == ['2.0'] and not os.path.exists(tree.repo('empty'))
+    after = snapshot(tree.root)
+    assert {path: after[path] for path in before} == before
+    assert 'docker/repositories/empty' in after and 'docker/blobs/empty' in after
+
+
+def test_other_folders_are_no_registry(tree):
+    """Nothing is looked for in `repositories` that is a registry v1's, or somebody else's."""
+    others(tree)
+    shutil.rmtree(os.path.join(tree.root, 'docker'))
+    for request in [['-p'], ['-g'], ['-g', '-p'], ['-i', 'library'], ['-i', '*'], ['-n', '-p']]:
+        assert tree.root in refused(tree, *request)
+
+
+@pytest.mark.parametrize('name', ['v2', 'moved'])
+def test_the_folder_itself_when_it_holds_only_what_is_a_registrys(tree, name):
+    moved = os.path.join(tree.root, name)
+    os.rename(tree.v2, moved)
+    shutil.rmtree(os.path.join(tree.root, 'docker'))
+    assert call('-d', moved, '-i', 'app:1.0').status == 0
+    assert os.listdir(os.path.join(moved, 'repositories/app/_manifests/tags')) == ['2.0']
 
 
 @pytest.mark.parametrize('folders', [[], ['repositories'], ['blobs'], ['repositories', 'blobs']])
@@ -428,88 +666,147 @@ def test_a_new_registry_has_no_repository(tmp_path, folders):
 OUTSIDE = 'sha256:../../../../../../etc'
 NOT_READABLE = {
     'a list': b'[]',
-    'nothing known': b'{}',
     'null': b'null',
     'text': b'"layers"',
     'a number': b'5',
     'empty': b'',
     'no JSON': b'<html>',
+    'half of it': b'{"layers": [',
+    'more than one': b'{}{}',
+    'no text': b'\xff\xfe{}',
     'nested lists': b'[' * 100000 + b']' * 100000,
-    'a nested value': b'{"layers": [], "x": ' + b'[' * 100000 + b']' * 100000 + b'}',
-    'nested objects': b'{"layers":' * 100000 + b'1' + b'}' * 100000,
+    'a byte too many': encode({'layers': []}).ljust(4 * 2 ** 20 + 1),
+}
+# Registries accept documents that name nothing, and whoever may push chooses what stands in one.
+NAMES_NOTHING = {
+    'nothing known': b'{}',
+    'only a version': encode({'schemaVersion': 2}),
     'layers are a number': encode({'layers': 5}),
+    'layers are null': encode({'layers': None, 'config': None, 'manifests': None}),
     'layers are an object': encode({'layers': {'digest': ABSENT}}),
     'a layer is text': encode({'layers': [ABSENT]}),
     'a layer without a digest': encode({'layers': [{'size': 1}]}),
     'a digest is a number': encode({'layers': [{'digest': 5}]}),
     'a digest is null': encode({'layers': [{'digest': None}]}),
+    'a digest is a list': encode({'layers': [{'digest': [ABSENT]}]}),
     'a digest leads outside': encode({'layers': [{'digest': OUTSIDE}]}),
     'a digest with a newline': encode({'layers': [{'digest': ABSENT + '\n'}]}),
+    'a digest with half a character': b'{"layers": [{"digest": "sha256:\\ud800"}]}',
     'the config is text': encode({'config': ABSENT, 'layers': []}),
     'the config leads outside': encode({'config': {'digest': OUTSIDE}, 'layers': []}),
     'a child leads outside': encode({'manifests': [{'digest': OUTSIDE}]}),
     'children are text': encode({'manifests': 'all'}),
+    'a subject is text': encode({'layers': [], 'subject': 'x'}),
     'a subject leads outside': encode({'layers': [], 'subject': {'digest': OUTSIDE}}),
+    'a subject is a list': encode({'subject': [{'digest': ABSENT}]}),
     'an old layer leads outside': encode({'fsLayers': [{'blobSum': OUTSIDE}]}),
     'old layers are numbers': encode({'fsLayers': [1, 2]}),
     'an artifact leads outside': encode({'blobs': [{'digest': OUTSIDE}]}),
-    'two kinds, one is bad': encode({'layers': [], 'manifests': 5}),
-    'a byte too many': encode({'layers': []}).ljust(4 * 2 ** 20 + 1),
+    'blobs are text': encode({'blobs': 'x'}),
+    'two kinds': encode({'layers': [], 'manifests': 5}),
+    'a large number': b'{"size": ' + b'9' * 10000 + b', "rate": 1e999, "none": NaN}',
 }
 
 
-def all_unreadable(test):
-    return pytest.mark.parametrize('content', list(NOT_READABLE.values()),
-                                   ids=list(NOT_READABLE))(test)
+def each_of(contents):
+    return pytest.mark.parametrize('content', list(contents.values()), ids=list(contents))
 
 
-def add_unreadable(tree, content):
-    """Put a damaged image beside the others; its digest."""
-    tree.layer('app', b'layer of the damaged image')
+def add_odd(tree, content):
+    """Put an odd image beside the others; its digest."""
+    tree.layer('app', b'layer of the odd image')
     digest = tree.manifest('app', content)
-    tree.tag('app', 'damaged', digest)
+    tree.tag('app', 'odd', digest)
     return digest
 
 
-@all_unreadable
-def test_an_unreadable_manifest_that_stays_stops_the_run(tree, content):
-    digest = add_unreadable(tree, content)
-    assert 'app@' + digest in refused(tree, '-i', 'app:1.0')
+@each_of(NOT_READABLE)
+def test_a_repository_with_an_unreadable_manifest_is_left_as_it_is(tree, content):
+    digest = add_odd(tree, content)
+    said = refused(tree, '-i', 'app:1.0')
+    assert 'app@' + digest in said and '-x' in said     # which leaves it out of the run
+    assert 'app@' + digest in refused(tree, '-n', '-i', 'app:1.0')
 
 
-def test_an_unreadable_manifest_that_stays_stops_every_kind_of_run(tree):
-    digest = add_unreadable(tree, b'[]')
+def test_the_other_repositories_go_on(tree):
+    digest = add_odd(tree, b'[]')
     tree.image('app', [b'untagged'])
-    for request in [['-i', 'app:[12].0'], ['-n', '-i', 'app:1.0'], ['-u', '-i', '*'],
-                    ['-i', 'app@' + current(tree, 'app', '1.0')],
-                    ['-i', 'team/other', '-i', 'app:2.0']]:
+    before = snapshot(tree.repo('app'))
+    result = call('-d', tree.root, '-i', 'app:1.0', '-i', 'team/other', '--json')
+    assert result.status == 3 and 'app@' + digest in result.said
+    assert [one['repository'] for one in json.loads(result.out)['skipped']] == ['app']
+    assert digest in json.loads(result.out)['skipped'][0]['error']
+    assert not os.path.exists(tree.repo('team/other')) and not has_blob(tree, b'team/other:1.0')
+    assert snapshot(tree.repo('app')) == before and has_blob(tree, b'untagged')
+    # Left out by the user it is no reason for a complaint, and neither when it would lose nothing.
+    tree.tag('web', '1.0', tree.image('web', [b'base', b'web']))
+    assert digest not in delete(tree, '-u', '-i', '*', '-x', 'app')
+    delete(tree, '-i', 'web:1.0')
+    assert snapshot(tree.repo('app')) == before
+
+
+def test_an_unreadable_manifest_that_stays_counts_in_every_kind_of_run(tree):
+    digest = add_odd(tree, b'[]')
+    tree.image('app', [b'untagged'])
+    for request in [['-i', 'app:[12].0'], ['-u', '-i', '*'], ['-u'],
+                    ['-i', 'app@' + current(tree, 'app', '1.0')]]:
         assert 'app@' + digest in refused(tree, *request)
 
 
-@all_unreadable
+@each_of(NOT_READABLE)
 def test_an_unreadable_manifest_can_be_deleted(tree, content):
-    digest = add_unreadable(tree, content)
+    digest = add_odd(tree, content)
     # The command that the message gives, as it is.
     command = re.search(r'delete_docker_registry_image( -i \S+)+',
                         refused(tree, '-i', 'app:1.0')).group()
-    said = delete(tree, *command.split()[1:])
+    said = delete(tree, *shlex.split(command)[1:])
     assert digest in said
     assert tags(tree, 'app') == ['1.0', '2.0'] and not has_blob(tree, digest)
     # What layers it had nobody knows, so they are left.
-    assert 'WARNING' in said and has_blob(tree, b'layer of the damaged image')
+    assert '-g' in said and has_blob(tree, b'layer of the odd image')
     delete(tree, '-i', 'app:1.0')
     assert tags(tree, 'app') == ['2.0']
+    delete(tree, '-g')
+    assert not has_blob(tree, b'layer of the odd image')
 
 
-@all_unreadable
-def test_an_unreadable_manifest_elsewhere_does_not_matter(tree, content):
-    digest = add_unreadable(tree, content)
+@each_of(dict(NOT_READABLE, **NAMES_NOTHING))
+def test_an_odd_manifest_elsewhere_does_not_matter(tree, content):
+    digest = add_odd(tree, content)
     delete(tree, '-i', 'team/other:1.0')
     assert not os.path.exists(tree.repo('team/other')) and has_blob(tree, digest)
 
 
+@each_of(NAMES_NOTHING)
+def test_a_manifest_that_names_nothing_stops_nothing(tree, content):
+    digest = add_odd(tree, content)
+    delete(tree, '-i', 'app:1.0')
+    assert tags(tree, 'app') == ['2.0', 'odd'] and has_blob(tree, digest)
+    assert model.pull(tree.v2, 'app', current(tree, 'app', '2.0'))[1]
+    delete(tree, '-g')
+    assert tags(tree, 'app') == ['2.0', 'odd'] and has_blob(tree, digest)
+    delete(tree, '-i', 'app:odd')
+    assert tags(tree, 'app') == ['2.0'] and not has_blob(tree, digest)
+
+
+@pytest.mark.parametrize('depth', [900, 3000, 9000, 100000])
+def test_a_deeply_nested_manifest_never_stops_the_others(tree, depth):
+    """Registries read some thousand levels."""
+    for opened, closed in [(b'[', b']'), (b'{"x":', b'}')]:
+        digest = add_odd(tree, b'{"layers": [], "x": %s1%s}' % (opened * depth, closed * depth))
+    tree.layer('team/other', b'unused')
+    result = call('-d', tree.root, '-g', '-i', 'team/other:1.0')
+    assert result.status in (0, 3), result
+    assert not os.path.exists(tree.repo('team/other', '_manifests')) and has_blob(tree, digest)
+    assert not has_blob(tree, b'unused')
+
+
 def make_wrong_hash(tree, digest):
     write(tree.blob_path(digest), encode({'layers': [], 'another': 'image'}))
+
+
+def make_empty_blob(tree, digest):
+    write(tree.blob_path(digest), b'')
 
 
 def make_bad_sector(tree, digest):
@@ -536,12 +833,15 @@ def make_dangling_folder(tree, digest):
     os.symlink('nowhere', os.path.dirname(tree.blob_path(digest)))
 
 
-@pytest.mark.parametrize('damage', [make_wrong_hash, make_bad_sector, make_huge, make_folder,
-                                    make_dangling_data, make_dangling_folder])
+@pytest.mark.parametrize('damage', [make_wrong_hash, make_bad_sector, make_empty_blob,
+                                    make_huge, make_folder, make_dangling_data,
+                                    make_dangling_folder])
 def test_a_manifest_that_the_disk_does_not_give(tree, damage):
     digest = current(tree, 'app', '2.0')
     damage(tree, digest)
-    assert digest in refused(tree, '-i', 'app:1.0')
+    said = refused(tree, '-i', 'app:1.0')
+    assert digest in said and '-x' in said
+    assert 'empty' in said or damage is not make_empty_blob
     delete(tree, '-i', 'app:2.0')
     assert not os.path.lexists(os.path.dirname(tree.blob_path(digest)))
     delete(tree, '-i', 'app:1.0')
@@ -572,8 +872,9 @@ def test_a_link_of_a_tag_that_is_no_digest(tree, content):
     write(tree.history_link('app', '2.0', former), former.encode())
     write(tree.tag_link('app', '2.0'), content)
     # What the tag stood for is unknown: everything in its history stays.
-    delete(tree, '-u', '-i', 'app')
-    delete(tree, '-i', 'app:1.0')
+    for request in [['-u', '-i', 'app'], ['-i', 'app:1.0']]:
+        said = delete(tree, *request)
+        assert 'app:2.0' in said
     assert has_blob(tree, b'app:2.0') and has_blob(tree, b'former')
     delete(tree, '-i', 'app:2.0')
     assert not os.path.exists(tree.repo('app')) and not has_blob(tree, b'former')
@@ -603,7 +904,7 @@ def test_file_names_that_mean_nothing(tree):
         'repositories/app/_manifests/tags/README', 'repositories/app/_uploads/README']
     for stray in strays:
         write(os.path.join(tree.v2, stray), b'stray')
-    delete(tree, '-i', 'app:1.0')
+    delete(tree, '-g', '-p', '-i', 'app:1.0')
     assert tags(tree, 'app') == ['2.0', 'README']
     for stray in strays:
         assert os.path.exists(os.path.join(tree.v2, stray)), stray
@@ -626,9 +927,11 @@ def test_names_that_are_not_utf8(tree, locale):
 
     go('-v', '-i', 'app:1.0')
     assert tags(tree, 'app') == ['2.0', 'tag' + name]
-    go('-n', '-v', '-i', '*:*', '-p')
-    go('-v', '-i', 'app:tag*')
-    assert tags(tree, 'app') == ['2.0'] and not has_blob(tree, b'odd tag')
+    go('-n', '-v', '-i', 'app:*', '-p')
+    go('-v', '-i', 'app:tag*')      # such a folder is no tag
+    assert tags(tree, 'app') == ['2.0', 'tag' + name]
+    go('-v', '-u', '-i', 'app')
+    assert not has_blob(tree, b'odd tag') and has_blob(tree, b'app:2.0')
     go('-v', '-i', 'odd*', '-p')
     assert not has_blob(tree, b'odd') and tags(tree, 'team/other') == ['1.0']
 
@@ -698,32 +1001,25 @@ def test_a_blob_that_is_elsewhere(tree, tmp_path):
 
 
 def test_a_tag_that_is_another_name_of_a_tag(tree):
-    os.symlink('1.0', tree.repo('app', '_manifests', 'tags', 'latest'))
-    said = refused(tree, '-i', 'app:1.0')
-    assert 'latest' in said and '1.0' in said
-    # The other name alone is only a link, and both together are no question.
-    delete(tree, '-i', 'app:latest')
-    assert tags(tree, 'app') == ['1.0', '2.0'] and has_blob(tree, b'app:1.0')
-    os.symlink('1.0', tree.repo('app', '_manifests', 'tags', 'latest'))
-    delete(tree, '-i', 'app:latest', '-i', 'app:1.0')
+    """Nobody knows which of the two is meant; the message says how to tell."""
+    link = tree.repo('app', '_manifests', 'tags', 'latest')
+    for target in ['1.0', './1.0', tree.repo('app', '_manifests', 'tags', '1.0')]:
+        os.symlink(target, link)
+        for request in [['-i', 'app:1.0'], ['-i', 'app:latest'], ['-i', 'app'], ['-i', 'app:2.0']]:
+            said = refused(tree, *request)
+            assert link in said and 'tags/1.0' in said and 'copy' in said
+        os.remove(link)
+    delete(tree, '-i', 'app:1.0')
     assert tags(tree, 'app') == ['2.0'] and not has_blob(tree, b'app:1.0')
-
-
-def test_a_link_that_leads_to_a_link(tree):
-    for link, target in [('latest', '1.0'), ('stable', './latest'), ('far', '../tags/stable')]:
-        os.symlink(target, tree.repo('app', '_manifests', 'tags', link))
-    said = refused(tree, '-i', 'app:latest')
-    assert "tags/latest' would" in said and re.search("tags/(stable|far)', which stays", said)
-    assert 'far' in refused(tree, '-i', 'app:latest', '-i', 'app:stable')
-    delete(tree, '-i', 'app:stable', '-i', 'app:far')
-    assert tags(tree, 'app') == ['1.0', '2.0', 'latest']
 
 
 def test_a_repository_that_is_another_name_of_a_repository(tree):
     os.symlink('app', tree.repo('alias'))
-    for request in [['-i', 'app'], ['-i', 'app:1.0']]:
+    for request in [['-i', 'app'], ['-i', 'app:1.0'], ['-i', 'alias'], ['-i', 'alias:1.0']]:
         said = refused(tree, *request)
-        assert 'alias' in said and 'app' in said
+        assert tree.repo('alias') in said and tree.repo('app') in said
+    os.remove(tree.repo('alias'))
+    delete(tree, '-i', 'app:1.0')
 
 
 def test_a_folder_that_is_its_own_ancestor_is_not_entered_twice(tree):
@@ -731,8 +1027,6 @@ def test_a_folder_that_is_its_own_ancestor_is_not_entered_twice(tree):
     os.symlink('..', tree.repo('team/other/up'))
     delete(tree, '-i', 'app:1.0')
     assert tags(tree, 'app') == ['2.0']
-    # It is another name of what it holds all the same.
-    assert 'here' in refused(tree, '-i', 'team/other')
 
 
 @pytest.mark.parametrize('name', ['team/other', 'team/other/_layers', 'team/other/_manifests'])
@@ -753,10 +1047,30 @@ def test_blobs_that_lead_nowhere_stop_the_run(tree):
 
 # --- unsafe ground --------------------------------------------------------------------------------
 
+ALL_KINDS = [['-i', 'app:1.0'], ['-i', 'app'], ['-u', '-i', 'app'], ['-u'], ['-g'],
+             ['-i', '*', '--allow-remove-all']]
+
+
 def test_a_registry_that_keeps_its_tags_in_a_database(tree):
     write(os.path.join(tree.root, 'docker/registry/lockfiles/database-in-use'), b'')
-    for request in [['-i', 'app:1.0'], ['-i', 'app'], ['-u', '-i', 'app'], ['-i', '*']]:
-        assert 'database' in refused(tree, *request)
+    for request in ALL_KINDS:
+        said = refused(tree, *request)
+        assert 'database' in said and 'GitLab' in said
+
+
+def on_minio(tree):
+    """The disk of a MinIO server: what is an object there is a folder with a file of its own."""
+    for path, (kind, content, _) in snapshot(tree.v2).items():
+        if kind == 'file':
+            os.remove(os.path.join(tree.v2, path))
+            write(os.path.join(tree.v2, path, 'xl.meta'), b'XL2 1   ' + content)
+
+
+def test_the_disk_of_a_minio_server(tree):
+    on_minio(tree)
+    for request in ALL_KINDS + [['-p'], ['-g', '-p'], ['-n', '-i', 'app:1.0']]:
+        said = refused(tree, *request)
+        assert 'MinIO' in said
 
 
 @pytest.mark.parametrize('left', [None, 'blobs', 'blobs/sha256', 'blobs/sha256/aa/empty'])
@@ -764,7 +1078,7 @@ def test_half_a_store(tree, left):
     shutil.rmtree(os.path.join(tree.v2, 'blobs'))
     if left:
         os.makedirs(os.path.join(tree.v2, left))
-    for request in [['-i', 'app:1.0'], ['-i', 'app'], ['-u', '-i', 'app'], ['-i', '*']]:
+    for request in ALL_KINDS + [['-p']]:
         assert 'mounted' in refused(tree, *request)
 
 
@@ -774,6 +1088,78 @@ def test_a_store_without_a_revision_may_lack_blobs(tree):
         shutil.rmtree(tree.repo(repo, '_manifests', 'revisions'))
     delete(tree, '-i', 'app')
     assert not os.path.exists(tree.repo('app'))
+
+
+def kept_index(tree):
+    tree.tag('app', 'multi', tree.index('app', [current(tree, 'app', '1.0')]))
+    return ['-i', 'app@' + current(tree, 'app', '1.0')]
+
+
+def another_run(tree):
+    descriptor = os.open(tree.v2, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    tree.lock = descriptor      # closed with the test's process, at the latest
+    return ['-i', 'app:1.0']
+
+
+def an_existing_archive(tree):
+    write(tree.root + '.tar', b'precious')
+    return ['-i', 'app:1.0', '--save', tree.root + '.tar']
+
+
+def nothing_is_stored(tree):
+    shutil.rmtree(os.path.join(tree.v2, 'blobs'))
+    return ['-i', 'app:1.0']
+
+
+def a_database(tree):
+    write(os.path.join(tree.root, 'docker/registry/lockfiles/database-in-use'), b'')
+    return ['-i', 'app:1.0']
+
+
+def two_names(tree):
+    os.symlink('app', tree.repo('alias'))
+    return ['-i', 'app']
+
+
+def damage(tree):
+    add_odd(tree, b'')
+    return ['-i', 'app:1.0']
+
+
+def no_registry(tree):
+    os.rename(os.path.join(tree.root, 'docker'), os.path.join(tree.root, 'elsewhere'))
+    return ['-i', 'app:1.0']
+
+
+REFUSALS = {
+    'a missing repository': lambda tree: ['-i', 'nothing'],
+    'a missing tag': lambda tree: ['-i', 'app:nothing'],
+    'a missing digest': lambda tree: ['-i', 'app@' + ABSENT],
+    'another digest': lambda tree: ['-i', 'app:1.0@' + ABSENT],
+    'a missing exclusion': lambda tree: ['-i', 'app', '-x', 'ap'],
+    'a missing exclusion with -g': lambda tree: ['-g', '-x', 'app:3.0'],
+    'all at once': lambda tree: ['-i', '*'],
+    'a kept index': kept_index, 'another run': another_run, 'an archive': an_existing_archive,
+    'half a store': nothing_is_stored, 'a database': a_database, 'two names': two_names,
+    'damage': damage, 'no registry': no_registry,
+}
+
+
+@pytest.mark.parametrize('name', list(REFUSALS))
+def test_every_refusal_says_that_nothing_was_deleted(tree, name):
+    request = REFUSALS[name](tree)
+    said = refused(tree, *request)
+    quiet = refused(tree, '-q', *request)
+    assert 'Nothing was deleted' in quiet
+    assert all(line.startswith('ERROR') for line in quiet.splitlines()), quiet
+    result = call('-d', tree.root, '--json', *request)
+    found = json.loads(result.out)
+    assert result.status == 1 and found['error']
+    assert 'Nothing was deleted' in found['error'] or 'Nothing was deleted' in result.said
+    assert found['error'].splitlines()[0] in said
+    if hasattr(tree, 'lock'):
+        os.close(tree.lock)
 
 
 # --- what is not permitted ------------------------------------------------------------------------
@@ -796,21 +1182,25 @@ def others_tree():
 
 
 # Root may do everything, so the test takes another user's identity: after the imports, since that
-# user may be unable to read the script or this Python.
+# user may be unable to read the script or this Python. Registries that other tests run as root at
+# this moment may not be looked into, which would be a refusal: so it looks only where asked to.
 AS_OTHER = """
-import fcntl, fnmatch, gettext, hashlib, json, locale, os, signal, sys
+import concurrent.futures, ctypes, difflib, fcntl, fnmatch, gettext, hashlib, json, locale, os, signal, sys, tarfile
 sys.path.insert(0, %r)
-import delete_docker_registry_image
+import delete_docker_registry_image as script
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid(%d)
     os.setuid(%d)
-sys.exit(delete_docker_registry_image.main(sys.argv[1:]))
-""" % (os.path.dirname(SCRIPT), NOBODY, NOBODY)
+if not %r:
+    script.refuse_running_registry = lambda *_: None
+sys.exit(script.main(sys.argv[1:]))
+"""
 
 
-def run_as_other(tree, *arguments):
-    return run('-d', tree.root, *arguments, command=[sys.executable, '-c', AS_OTHER], cwd='/')
+def run_as_other(tree, *arguments, look=False):
+    code = AS_OTHER % (os.path.dirname(SCRIPT), NOBODY, NOBODY, look)
+    return run('-d', tree.root, *arguments, command=[sys.executable, '-c', code], cwd='/')
 
 
 def test_another_user_may_delete_what_is_theirs(others_tree):
@@ -837,8 +1227,20 @@ def test_what_may_not_be_read_stops_the_run(others_tree, name, mode):
     result = run_as_other(others_tree, '-i', 'app:1.0')
     os.chmod(path, 0o700)
     assert result.status == 1, result.said
-    assert 'ERROR' in result.said
+    assert 'ERROR' in result.said and 'Nothing was deleted' in result.said
     assert snapshot(others_tree.root) == before
+
+
+@pytest.mark.parametrize('name', ['', 'docker', 'docker/registry', 'docker/registry/v2'])
+def test_a_folder_that_may_not_be_entered_is_not_said_to_be_missing(others_tree, name):
+    path = os.path.join(others_tree.root, name)
+    os.chmod(path, 0)
+    for request in [['-i', 'app:1.0'], ['-n', '-i', 'app:1.0'], ['-l'], ['-g']]:
+        result = run_as_other(others_tree, *request)
+        assert result.status == 1, result
+        assert 'Permission denied' in result.said and 'un as root' in result.said
+        assert 'not exist' not in result.said and 'No registry' not in result.said
+    os.chmod(path, 0o700)
 
 
 def test_a_manifest_that_may_not_be_read(others_tree):
@@ -853,15 +1255,16 @@ def test_a_manifest_that_may_not_be_read(others_tree):
 
 
 def test_what_may_not_be_removed_is_named_and_its_repository_left(others_tree):
-    digest = current(others_tree, 'app', '1.0')
+    before = snapshot(others_tree.repo('app'))
     locked = others_tree.repo('app', '_manifests', 'tags')
     os.chmod(locked, 0o500)
     result = run_as_other(others_tree, '-i', 'app:1.0', '-i', 'team/other')
     assert result.status == 3
     assert os.path.join(locked, '1.0') in result.said and 'Permission denied' in result.said
-    # The image is left as it stands, the other repository is gone.
-    assert os.path.exists(others_tree.revision_link('app', digest))
-    assert all(has_blob(others_tree, data) for data in [digest, b'base', b'app:1.0'])
+    # The repository is exactly as it was, the other one is gone.
+    assert {path: what[:2] for path, what in snapshot(others_tree.repo('app')).items()} == {
+        path: what[:2] for path, what in before.items()}
+    assert model.pull(others_tree.v2, 'app', current(others_tree, 'app', '1.0'))[1]
     assert not os.path.exists(others_tree.repo('team/other'))
     assert not has_blob(others_tree, b'team/other:1.0')
     # The summary counts what really went.
@@ -874,22 +1277,31 @@ def test_what_may_not_be_removed_is_named_and_its_repository_left(others_tree):
     assert tags(others_tree, 'app') == ['2.0'] and not has_blob(others_tree, b'app:1.0')
 
 
-@pytest.mark.parametrize('what', ['_manifests/revisions/sha256', '_layers/sha256', 'blob'])
-def test_a_removal_that_fails_later_is_named(others_tree, what):
-    if what == 'blob':
-        locked = os.path.dirname(os.path.dirname(others_tree.blob_path(digest_of(b'app:1.0'))))
-    else:
-        locked = others_tree.repo('app', *what.split('/'))
+@pytest.mark.parametrize('what', ['_manifests/tags', '_manifests/revisions/sha256',
+                                  '_layers/sha256'])
+def test_a_repository_of_which_something_cannot_go_is_as_it_was(others_tree, what):
+    locked = others_tree.repo('app', *what.split('/'))
+    os.chmod(locked, 0o500)
+    before = snapshot(others_tree.root)
+    result = run_as_other(others_tree, '-i', 'app:1.0')
+    assert result.status in (1, 3), result
+    assert locked in result.said and 'Permission denied' in result.said
+    assert 'Nothing was deleted' in result.said and 'Deleted tag' not in result.said
+    assert {path: what[:2] for path, what in snapshot(others_tree.root).items()} == {
+        path: what[:2] for path, what in before.items()}
+
+
+def test_a_blob_that_cannot_go_is_named(others_tree):
+    locked = os.path.dirname(others_tree.blob_path(digest_of(b'app:1.0')))
     os.chmod(locked, 0o500)
     result = run_as_other(others_tree, '-i', 'app:1.0')
     assert result.status == 3
     assert locked in result.said and 'Permission denied' in result.said
-    assert tags(others_tree, 'app') == ['2.0']
-    # Each layer that is linked still is stored still.
-    layers = others_tree.repo('app', '_layers', 'sha256')
-    for name in os.listdir(layers):
-        if os.path.exists(os.path.join(layers, name, 'link')):
-            assert has_blob(others_tree, 'sha256:' + name)
+    assert tags(others_tree, 'app') == ['2.0'] and has_blob(others_tree, b'app:1.0')
+    os.chmod(locked, 0o700)
+    # The next run tries again.
+    assert run_as_other(others_tree, '-i', 'app:2.0').status == 0
+    assert not has_blob(others_tree, b'app:1.0') and not os.path.exists(others_tree.repo('app'))
 
 
 # --- closed ends ----------------------------------------------------------------------------------
@@ -952,6 +1364,12 @@ def test_errors_of_the_imported_cleaner(tree):
             (cleaner.delete_entire_repository, ['../repositories/app']),
             (cleaner.delete_repository_tag, ['app', '*']),
             (cleaner.delete_repository_tag, ['app', '']),
+            # A missing tag is never the whole repository.
+            (cleaner.delete_repository_tag, ['app', None]),
+            (cleaner.delete_repository_tag, ['app', '/.*/']),
+            (cleaner.delete_repository_tag, [None, '1.0']),
+            (cleaner.delete_entire_repository, [None]), (cleaner.delete_untagged, [None]),
+            (cleaner.delete_untagged, ['']), (cleaner.delete_untagged, ['*']),
             (cleaner.delete_repository_tag, ['app', '../tags/1.0']),
             (cleaner.delete_entire_repository, ['app:1.0']),
             (cleaner.delete_untagged, ['app:1.0'])]:
@@ -961,6 +1379,26 @@ def test_errors_of_the_imported_cleaner(tree):
         with pytest.raises(script.RegistryCleanerError):
             script.RegistryCleaner(folder)
     assert snapshot(tree.root) == before
+
+
+def test_one_cleaner_serves_many_runs(tree):
+    """Each sees what is on the disk by then, and an error ends only the one that it is of."""
+    cleaner = script.RegistryCleaner(tree.root)
+    for number in range(3):
+        tree.tag('app', 'new', tree.image('app', [b'base', b'new %d' % number]))
+        with pytest.raises(script.RegistryCleanerError):
+            cleaner.delete_repository_tag('app', 'old')
+        cleaner.delete_repository_tag('app', 'new')
+        assert tags(tree, 'app') == ['1.0', '2.0'] and not has_blob(tree, b'new %d' % number)
+    cleaner.delete_repository_tag('app', '1.0')
+    cleaner.delete_repository_tag('app', '2.0')
+    assert not os.path.exists(tree.repo('app')) and has_blob(tree, b'base')
+    tree.tag('app', '1.0', tree.image('app', [b'base', b'again']))
+    cleaner.delete_entire_repository('team/other')
+    cleaner.prune()
+    assert model.pull(tree.v2, 'app', current(tree, 'app', '1.0'))[1]
+    # The store is free for the next process.
+    assert run('-d', tree.root, '-i', 'app:1.0').status == 0
 
 
 # --- pruning --------------------------------------------------------------------------------------
@@ -980,6 +1418,42 @@ def test_prune_alone_removes_empty_folders(tree):
     assert delete(tree, '-p').endswith('Nothing to delete\n')
 
 
+FOREIGN = ['@eaDir', '.~tmp~', '.stfolder', '#recycle', 'lost+found', '.snapshot', '.Trash-0']
+
+
+def test_prune_leaves_the_folders_of_others(tree):
+    """Those of NAS systems and copy tools lie everywhere, and are often empty."""
+    places = ['', 'blobs', 'blobs/sha256', 'repositories', 'repositories/team', 'repositories/app',
+              'repositories/app/_layers', 'repositories/app/_layers/sha256',
+              'repositories/app/_manifests', 'repositories/app/_manifests/tags',
+              'repositories/app/_manifests/tags/2.0', 'repositories/app/_uploads']
+    theirs = [os.path.join(tree.v2, place, name) for place in places for name in FOREIGN]
+    for folder in theirs:
+        os.makedirs(folder)
+    os.makedirs(tree.repo('empty/folder'))
+    delete(tree, '-p', '-g', '-i', 'app:1.0')
+    assert all(os.path.isdir(folder) for folder in theirs)
+    assert tags(tree, 'app') == sorted(FOREIGN + ['2.0'])
+    assert not os.path.exists(tree.repo('empty'))
+
+
+@pytest.mark.parametrize('name', ['blobs', 'repositories', 'repositories/team', 'blobs/sha256/ff',
+                                  'repositories/linked'])
+def test_prune_leaves_the_empty_folder_that_a_link_leads_to(tmp_path, name):
+    tree, elsewhere = Tree(tmp_path / 'registry'), tmp_path / 'elsewhere'
+    path = os.path.join(tree.v2, name)
+    elsewhere.mkdir()
+    if os.path.isdir(path):
+        os.rmdir(path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    os.symlink(str(elsewhere), path)
+    delete(tree, '-p')
+    assert elsewhere.is_dir() and sorted(os.listdir(tree.v2)) == ['blobs', 'repositories']
+    tree.tag('app', '1.0', tree.image('app', [b'base']))
+    delete(tree, '-p', '-i', 'app')
+    assert elsewhere.is_dir()
+
+
 def test_prune_keeps_what_the_registry_needs(tree):
     # A manifest that no tag names and that has no layers.
     tree.manifest('bare', encode({'manifests': []}))
@@ -993,13 +1467,15 @@ def test_prune_keeps_what_the_registry_needs(tree):
     assert os.listdir(os.path.join(tree.v2, 'repositories')) == []
 
 
-def test_an_upload_of_folders_in_folders(tree):
-    """More of them than a function may call itself."""
+def test_folders_in_folders(tree):
+    """More of them than a function may call itself: if they stay, that is said."""
     folder = tree.repo('app', '_uploads', 'deep')
     os.makedirs(folder)
     for _ in range(1200):
         folder += '/x'
         os.mkdir(folder)
     write(os.path.join(folder, 'data'), b'half a layer')
-    delete(tree, '-i', 'app')
-    assert not os.path.exists(tree.repo('app'))
+    result = run('-d', tree.root, '-i', 'app')
+    gone = not os.path.exists(tree.repo('app'))
+    subprocess.check_call(['rm', '-rf', tree.root])     # which pytest could not either
+    assert (result.status, gone) == (0, True) or result.status == 3 and 'deep' in result.said

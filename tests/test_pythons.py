@@ -1,6 +1,7 @@
 """The script on every Python from 3.6 on that this machine has, with each warning an error."""
 
 import glob
+import json
 import os
 import re
 import subprocess
@@ -57,7 +58,7 @@ def tree(tmp_path):
 
 
 @pytest.mark.parametrize('python', list(PYTHONS.values()), ids=list(PYTHONS))
-def test_the_script_runs(python, tree):
+def test_the_script_runs(python, tree, tmp_path):
     def run(*arguments, status=0):
         # The Python of a virtual environment must not load what was installed for another one.
         environment = {name: value for name, value in os.environ.items()
@@ -68,7 +69,7 @@ def test_the_script_runs(python, tree):
         said = done.stderr.decode()
         assert done.returncode == status, said
         assert 'Warning' not in said and 'Traceback' not in said
-        return said or done.stdout.decode()
+        return done.stdout.decode() or said
 
     def delete(*arguments, status=0):
         return run('-d', tree.root, *arguments, status=status)
@@ -81,17 +82,29 @@ def test_the_script_runs(python, tree):
     assert "No repository 'x'" in delete('-i', 'x', status=1)
 
     before = snapshot(tree.root)
+    listing = json.loads(delete('-l', '--json', '-i', 'team/*'))
+    assert {line['repository'] for line in listing['images']} == {'team/app', 'team/app/debug'}
+    assert 'team/app' in delete('-l') and delete('-l', '-q', '-i', 'old:*') == 'old:1.0\n'
+    delete('--check')
+    for rule in (['--by', 'created', '--keep-last', '2'], ['--by', 'version', '--keep-last', '1'],
+                 ['--older-than', '30d', '-x', r'team/app:/\d+\.\d+/']):
+        delete('-n', '-i', 'team/app:*', *rule)
     would = delete('-n', '-v', '-i', 'team/app:1.0', '-p')
     assert 'Would delete tag team/app:1.0' in would
     assert snapshot(tree.root) == before
 
-    assert 'Deleted tag team/app:1.0' in delete('-v', '-i', 'team/app:1.0', '-p')
+    saved = str(tmp_path / 'saved.tar')
+    assert 'Deleted tag team/app:1.0' in delete('-v', '-i', 'team/app:1.0', '-p', '--save', saved)
     assert tags('team/app') == ['2.0', 'nightly']
     assert 'Deleted 2 manifests' in delete('-u', '-i', 'team/app')
     delete('-i', 'old:*')
     delete('-i', 'team/app', '-p')
     assert tags('team/app/debug') == ['1.0']
     assert delete('-u', '-i', '*').endswith('Nothing to delete\n')
-    delete('-i', 'team/*', '-p')
+    # Signatures of the image that went before are left to -g.
+    delete('-i', 'team/*', '-g', '-p', '--allow-remove-all')
     left = [path for path in snapshot(tree.v2) if path not in ('.', 'blobs', 'repositories')]
     assert left == []
+
+    subprocess.check_call(['tar', '-xf', saved, '-C', tree.v2])
+    assert tags('team/app') == ['1.0']

@@ -4,20 +4,21 @@
 disk holds the survivors' blobs and not one more. Then the registry's own collector runs over what
 the script left, and every survivor is pulled once more.
 """
+import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 
+import faults
 from registry import (
     Layout, PullError, Registry, descriptor, image_manifest, index_manifest, layer_of,
 )
 from tree import (
-    CACHE_CONFIG, DOCKER_LIST, FOREIGN_LAYER, OCI_ARTIFACT, OCI_IMAGE, OCI_INDEX, OCI_LAYER,
-    SCHEMA2, digest_of, encode, snapshot,
+    CACHE_CONFIG, DAY, DOCKER_LIST, FOREIGN_LAYER, OCI_ARTIFACT, OCI_IMAGE, OCI_INDEX, OCI_LAYER,
+    SCHEMA2, digest_of, encode, set_age, snapshot, write,
 )
 
 SCRIPT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
@@ -35,17 +36,21 @@ def layout(tmp_path):
     return Layout(tmp_path / 'layout')
 
 
-def script(registry, *arguments, status=0):
-    """Run the script on the stopped registry's folder; return what it says."""
+def run(registry, *arguments, status=0, said='', **environment):
+    """Run the script on the stopped registry's folder; return its standard output and error."""
     assert registry.host is None, 'the registry is running'
-    environment = {name: value for name, value in os.environ.items()
-                   if not name.startswith('REGISTRY_')}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith('REGISTRY_')}
     done = subprocess.run([sys.executable, SCRIPT, '-d', registry.root] + list(arguments),
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, env=environment)
-    said = done.stderr.decode()
-    assert done.returncode == status, said
-    assert done.stdout == b''
+                          input=said.encode(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          env=dict(clean, **environment))
+    assert done.returncode == status or status is None, done.stderr.decode()
+    return done.stdout.decode(), done.stderr.decode()
+
+
+def script(registry, *arguments, status=0):
+    """Run the script; return what it says."""
+    out, said = run(registry, *arguments, status=status)
+    assert out == ''
     return said
 
 
@@ -130,7 +135,7 @@ def test_a_tag_goes_and_the_layers_that_others_use_stay(registry, layout):
     said = delete(registry, '-i', 'team/app:1.0')
 
     assert 'Deleted tag team/app:1.0' in said
-    assert 'Deleted 1 tag, 1 manifest, 3 blobs of team/app: ' in said
+    assert 'Deleted 1 tag, 1 manifest, 3 blobs of %s: ' % registry.v2 in said
     check(registry, alive, gone=['team/app:1.0'])
     registry.skopeo_copy(one, 'team/app:1.0')
     assert pull(registry, 'team/app:1.0') == before
@@ -143,7 +148,7 @@ def test_the_same_image_under_two_tags_stays_until_the_last_one_goes(registry, l
     registry.push_image('app', 'other', [b'other'])
     alive = pull(registry, 'app:latest', 'app:other')
 
-    assert 'Deleted 1 tag of app: 0 bytes freed' in delete(registry, '-i', 'app:1.0')
+    assert ': 0 bytes freed' in delete(registry, '-i', 'app:1.0')
     check(registry, alive, gone=['app:1.0'])
 
     delete(registry, '-i', 'app:latest')
@@ -242,6 +247,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(registry):
     def happenings(said):
         """The lines about what happens, without their times."""
         return [line.split(']', 1)[1].replace('Would delete', 'Deleted')
+                .replace('would be freed', 'freed')
                 for line in said.splitlines() if 'delete' in line.lower()]
 
     assert 'Would delete' in dry and 'Would delete' not in real
@@ -423,7 +429,7 @@ def test_an_index_of_indexes(registry, layout):
 
     registry.push_manifest('app', outer, 'outer')
     alive = pull(registry, 'app:outer')
-    assert 'Deleted 1 tag of app: 0 bytes freed' in delete(registry, '-i', 'app:inner')
+    assert ': 0 bytes freed' in delete(registry, '-i', 'app:inner')
     check(registry, alive, gone=['app:inner'])
 
 
@@ -589,7 +595,12 @@ def test_a_tag_that_is_its_own_images_digest_is_an_ordinary_tag(registry):
     assert 'Nothing to delete' in delete(registry, '-u', '-i', 'app')
     check(registry, alive)
 
-    delete(registry, '-i', 'app:*.imgpkg')
+    # It is the last tag of all.
+    said = delete(registry, '-i', 'app:*.imgpkg', status=1)
+    assert '--allow-remove-all' in said
+    check(registry, alive)
+
+    delete(registry, '-i', 'app:*.imgpkg', '--allow-remove-all')
     check(registry, {}, gone=alive)
 
 
@@ -686,9 +697,7 @@ def test_an_artifact_manifest_on_the_disk(registry):
                 (registry.blob_path(artifacts[-1]) + '/data', artifact),
                 (registry.path('repositories/app/_manifests/revisions', artifacts[-1], 'link'),
                  artifacts[-1].encode())]:
-            os.makedirs(os.path.dirname(path))
-            with open(path, 'wb') as file:
-                file.write(content)
+            write(path, content)
     registry.start()
 
     delete(registry, '-i', 'app:1.0')
@@ -740,10 +749,9 @@ def test_an_upload_given_up_goes_with_its_repository(registry):
     registry.push_image('app', '1.0', [b'one'])
     registry.begin_upload('app')
     registry.stop()
-    days_ago = time.time() - 2 * 24 * 3600
     for folder, folders, files in os.walk(registry.path('repositories/app/_uploads')):
         for name in files + ['.']:
-            os.utime(os.path.join(folder, name), (days_ago, days_ago))
+            set_age(os.path.join(folder, name), 2 * DAY)
 
     script(registry, '-i', 'app:1.0')
 
@@ -763,3 +771,183 @@ def test_a_new_registry(registry):
     delete(registry, '-i', 'other', '-p')
     registry.push_image('app', '1.0', [b'one'])
     pull(registry, 'app:1.0')
+
+
+def test_a_config_that_stands_twice(registry):
+    # Of two keys the registry uses the one that is not null.
+    config = registry.push_blob('app', b'config of both')
+    for layer in [b'one', b'two']:
+        registry.push_blob('app', layer)
+    twice = image_manifest(b'config of both', [b'one'])[:-1] + b',"config":null}'
+    registry.push_manifest('app', twice, '1.0')
+    registry.push_manifest('app', image_manifest(b'config of both', [b'two']), '2.0')
+    alive = pull(registry, 'app:1.0')
+
+    delete(registry, '-i', 'app:2.0')
+
+    check(registry, alive, gone=['app:2.0'], rest=[config])
+    assert registry.request('/v2/app/blobs/' + config)[0] == 200
+    delete(registry, '-u', '-g')
+    check(registry, alive, rest=[config])
+
+
+# --- what is damaged ------------------------------------------------------------------------------
+
+def test_a_damaged_manifest_keeps_just_its_repository_from_being_cleaned(registry):
+    for repo in ['app', 'other']:
+        for tag in ['1.0', '2.0']:
+            registry.push_image(repo, tag, [b'base', repo.encode(), (repo + tag).encode()])
+    damaged = registry.push_image('app', 'broken', [b'base', b'broken'])
+    whole = pull(registry, 'app:1.0', 'app:2.0', 'other:1.0')
+    broken = pull(registry, 'app:broken')['app:broken']
+    registry.stop()
+    write(registry.blob_path(damaged) + '/data', b'')
+
+    before = snapshot(registry.path('repositories/app'))
+    said = script(registry, '-i', 'app:1.0', '-i', 'other:2.0', '-g', status=3)
+    assert 'app@' + damaged in said and 'empty' in said
+    assert snapshot(registry.path('repositories/app')) == before
+    registry.start()
+    assert pull(registry, *whole) == whole
+    assert stored_blobs(registry) == broken.union(*whole.values())
+
+    # The manifest that nobody can read goes by itself; what only it may have used is for -g.
+    delete(registry, '-i', 'app:broken')
+    delete(registry, '-g')
+    check(registry, whole, gone=['app:broken', 'other:2.0'])
+
+
+@pytest.mark.parametrize('absent', ['all', 'one folder'])
+def test_a_disk_that_was_not_mounted(registry, tmp_path, absent):
+    for number in range(4):
+        registry.push_image('app', '%d' % number, [b'base', b'%d' % number])
+    registry.push_image('other', '1.0', [b'base', b'other'])
+    alive = pull(registry, *['app:%d' % number for number in range(4)], 'other:1.0')
+    doomed = registry.push_image('other', '2.0', [b'base', b'two'])
+    registry.stop()
+    blobs, disk = registry.path('blobs/sha256'), str(tmp_path / 'disk')
+    folders = os.listdir(blobs) if absent == 'all' else [min(alive['app:0'])[7:9]]
+    os.mkdir(disk)
+    for folder in folders:
+        shutil.move(os.path.join(blobs, folder), disk)
+
+    if absent == 'all':
+        before = snapshot(registry.root)
+        for request in [['-i', 'other:2.0'], ['-u', '-g'], ['-p']]:
+            assert 'mount' in script(registry, *request, status=1)
+        assert snapshot(registry.root) == before
+    # Someone pushes what fits in the hole, and someone cleans up.
+    registry.start()
+    registry.push_image('new', '1.0', [b'base', b'new'])
+    alive.update(pull(registry, 'new:1.0'))
+    registry.stop()
+    run(registry, '-u', '-g', '-p', status=None)
+    subprocess.run(['cp', '-a', disk + '/.', blobs], check=True)
+    registry.start()
+
+    assert pull(registry, *alive) == alive
+    delete(registry, '-i', 'other@' + doomed, '-g')
+    check(registry, alive, gone=['other:2.0'])
+
+
+def test_damage_is_listed_and_found(registry):
+    for tag in ['1.0', '2.0']:
+        registry.push_image('team/app', tag, [b'base', tag.encode()])
+    registry.push_image('team/base', '1.0', [b'base'])
+    doomed = pull(registry, 'team/app:2.0')['team/app:2.0']
+    registry.stop()
+    listing = json.loads(run(registry, '-l', '--json')[0])
+    assert [(line['repository'], line['tags'], line['damage']) for line in sorted(
+        listing['images'], key=lambda line: line['repository'])] == [
+            ('team/app', 2, None), ('team/base', 1, None)]
+    assert run(registry, '--check', '-q')[0] == ''
+
+    with open(registry.blob_path(digest_of(b'2.0')) + '/data', 'r+b') as file:
+        file.write(b'3')
+    out, said = run(registry, '--check', status=3)
+    assert 'team/app' in out + said and digest_of(b'2.0') in out + said
+    assert 'team/base' not in out
+    assert run(registry, '--check', '-i', 'team/app:1.0')
+    # Names are made for -i.
+    names = run(registry, '-l', '-q', '-i', 'team/app:2*')[0]
+    assert names == 'team/app:2.0\n'
+    out, said = run(registry, '-i', '-', said=names)
+    registry.start()
+    assert registry.missing('team/app', '2.0') and stored_blobs(registry).isdisjoint(
+        doomed - pull(registry, 'team/app:1.0')['team/app:1.0'])
+
+
+# --- undone, by the operator and by a crash -------------------------------------------------------
+
+def test_what_was_saved_comes_back(registry, layout, tmp_path):
+    one, two = layout.image('base', 'one'), layout.image('base', 'two', architecture='arm64')
+    registry.skopeo_copy(layout.tag('multi', layout.index(one, two)), 'app:1.0', '--all')
+    signed = push_with_referrers(registry, 'signed')
+    registry.push_image('app', '2.0', [layer_of('base'), b'its own'])
+    every, alive = pull(registry, 'app:1.0', 'app:2.0', *signed), pull(registry, 'app:2.0')
+    registry.stop()
+    files = {path: what for path, what in snapshot(registry.v2).items() if what[0] == 'file'}
+
+    script(registry, '-i', 'app:1.0', '-i', 'app:signed', '--save', str(tmp_path / 'saved.tar'))
+    registry.start()
+    check(registry, alive, gone=['app:1.0'] + signed)
+    registry.stop()
+    subprocess.run(['tar', '-xf', str(tmp_path / 'saved.tar'), '-C', registry.v2], check=True)
+
+    assert files == {path: what for path, what in snapshot(registry.v2).items()
+                     if what[0] == 'file'}
+    registry.start()
+    registry.skopeo_pull('app:1.0', tmp_path / 'pulled')
+    check(registry, every)
+
+
+@pytest.fixture(scope='module')
+def library(tmp_path_factory):
+    return faults.build(tmp_path_factory.mktemp('library'))
+
+
+def kill(registry, library, tmp_path, part, *arguments):
+    """Run the script on the stopped registry and kill it when it has done this part of its work."""
+    copy, log = Registry(tmp_path / 'copy'), tmp_path / 'calls'
+    shutil.copytree(registry.root, copy.root, dirs_exist_ok=True)
+    run(copy, *arguments, LD_PRELOAD=library, **faults.environment(copy.root, log=log))
+    calls = log.read_text().splitlines()
+    run(registry, *arguments, status=faults.KILLED, LD_PRELOAD=library, **faults.environment(
+        registry.root, at=1 + int(part * (len(calls) - 1)), do='kill'))
+
+
+PARTS = [0.3, 0.5, 0.7, 0.9]    # of what a run changes
+
+
+@pytest.mark.parametrize('part', PARTS)
+def test_an_image_that_is_pushed_again_after_a_kill(registry, library, tmp_path, part):
+    doomed = push_with_referrers(registry, '1.0')
+    kept = push_with_referrers(registry, '2.0')
+    alive = pull(registry, *doomed, *kept)
+    registry.stop()
+    kill(registry, library, tmp_path, part, '-i', 'app:1.0')
+    registry.start()
+    assert pull(registry, *kept) == {reference: alive[reference] for reference in kept}
+    push_with_referrers(registry, '1.0')
+
+    delete(registry, '-u', '-g')
+
+    check(registry, alive)
+
+
+@pytest.mark.parametrize('part', PARTS)
+def test_a_backup_that_is_restored_after_a_kill(registry, library, tmp_path, part):
+    """Over what is there, so what the run left lies beside it."""
+    images = push_with_referrers(registry, '1.0') + ['other:1.0']
+    registry.push_image('other', '1.0', [b'base', b'other'])
+    alive = pull(registry, *images)
+    registry.stop()
+    backup = str(tmp_path / 'backup')
+    subprocess.run(['cp', '-a', registry.root, backup], check=True)
+    kill(registry, library, tmp_path, part, '-i', 'app')
+    subprocess.run(['cp', '-a', backup + '/.', registry.root], check=True)
+    registry.start()
+
+    delete(registry, '-u', '-g')
+
+    check(registry, alive)
