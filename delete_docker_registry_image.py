@@ -752,7 +752,7 @@ def values(key: str, told: Iterable[str]) -> List[str]:
     for text in [told] if isinstance(told, str) else told:
         lines = re.findall(key + r'[\'"]?\s*:\s*(?:[>|]-?\s*)?(\S.*)', text)
         if lines:
-            return [value.strip('\'" \t') for line in lines
+            return [value.strip('\'" \t\r') for line in lines
                     for value in (line, re.split('[,}]', line)[0])]
     return []
 
@@ -1289,7 +1289,7 @@ def refuse_running_registry(v2: str, read_only: bool) -> None:
                 'looked into. Nothing was deleted. Run as root')
         text = (f"Process {proc[6:]} ({' '.join(words)}) is a registry at work on this data. "
                 'Nothing was deleted. Stop it first')
-        if any(values('remoteurl', one) for one in told):
+        if any(any(values('remoteurl', one)) for one in told):
             raise RegistryCleanerError(text + ': it is a cache, which writes on every pull')
         modes = [mode for mode in map(read_only_mode, told) if mode is not None]
         if not read_only or words[1:2] == ['garbage-collect']:
@@ -1680,6 +1680,12 @@ def young(store: Store, repository: Repository, request: Request, now: float) ->
 def refuse_kept_index(graph: Graph, wanted: Set[str], lost: Set[str]) -> None:
     """Refuse to delete a manifest of its own when an index that stays contains it."""
     name, manifests = graph.repository.name, graph.repository.manifests
+    for tag, read in sorted(graph.repository.tags.items()):
+        held = set(read.history) & manifests.keys() or manifests.keys()
+        if not read.digest and node(tag) not in lost and not held.isdisjoint(wanted & lost):
+            raise RegistryCleanerError(
+                f'The broken tag {name}:{tag}, which stays, may have stood for what would be '
+                f'deleted. Nothing was deleted. Delete the tag too: -i {name}:{tag}')
     for digest in sorted(wanted):
         for parent in sorted(graph.reached_by.get(digest, ())):
             if parent in manifests and parent not in lost and digest in manifests[parent].names:
