@@ -2455,8 +2455,8 @@ class Survey(NamedTuple):
     counts: Dict[str, int]
     matched: Set[Image]
     refused: str  # why what was selected must not be deleted
-    reads: Set[str]  # what a check has to read
     warnings: List[str]
+    reads: Set[str]  # what a check has to read
 
 
 class View:
@@ -2473,8 +2473,7 @@ class View:
         self.parts = {digest: {blob_of(repository, name) or name
                                for name in (digest, *manifest.names)}
                       for digest, manifest in repository.manifests.items()}
-        for blob in set(links).union(*self.parts.values()):
-            self.measure(blob)
+        self.measure(set(links).union(*self.parts.values()))
         self.links = self.stored(links)
         self.pointing: Dict[str, List[str]] = {}
         for tag in repository.tags:
@@ -2484,15 +2483,19 @@ class View:
         self.unsure = bool(self.faults) or '' in repository.layers.values()
         self.seen: Dict[str, Tuple[int, List[str]]] = {}
         self.reads: Set[str] = set()
+        self.refused = ''
 
-    def measure(self, blob: str) -> None:
-        """Take note of the size of a blob."""
-        path = self.store.blob(blob) + '/data'
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            status = os.lstat(path)
-            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                self.shared.add(blob)
-                status = os.stat(path)
+    def measure(self, blobs: Iterable[str]) -> None:
+        """Take note of the sizes of `blobs`."""
+        for blob in blobs:
+            path = self.store.blob(blob) + '/data'
+            try:
+                status = os.lstat(path)
+                if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                    self.shared.add(blob)
+                    status = os.stat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
             self.sizes[blob] = status.st_size if stat.S_ISREG(status.st_mode) else 0
 
     def stored(self, blobs: Iterable[Optional[str]]) -> List[str]:
@@ -2547,8 +2550,13 @@ class View:
         return self.stored(links[one.kind].get(one.item) for one in verdict.references
                            if one.kind in links)
 
+    def judge(self, image: Image) -> Verdict:
+        """Return what goes with `image`, a literal word."""
+        wish = Wish([image], [], Request((image,)))
+        return judge(self.store, self.repository, wish, self.now, self.graph)
+
     def line(self, row: Row, image: Image) -> Line:
-        """Return the line of `row`, which `image` names, literally.
+        """Return the line of `row`, which `image` names: a tag or a manifest.
 
         The cost is that of what goes: all is judged only where all goes, or damage may keep it.
         """
@@ -2556,13 +2564,12 @@ class View:
         asked = [image.tag] if image.tag else self.pointing.get(image.digest, [])
         seeds = [digest for tag in asked for digest in (tags[tag].digest, *tags[tag].history)
                  if digest in repository.manifests]
-        wanted = set() if image.whole or image.tag else {image.digest}
+        wanted = set() if image.tag else {image.digest}
         lost = graph.loss(wanted.union(map(node, asked)), seeds)
         try:
             refuse_kept_index(graph, wanted, lost)
-            if image.whole or self.unsure or len(lost) + 1 >= len(graph.edges):
-                verdict = judge(self.store, repository, Wish([image], [], Request((image,))),
-                                self.now, graph)
+            if self.unsure or len(lost) + 1 >= len(graph.edges):
+                verdict = self.judge(image)
                 return row, self.going(verdict), verdict.upload_bytes
         except RegistryCleanerError:
             return row, [], 0
@@ -2570,8 +2577,8 @@ class View:
         blobs += [repository.layers[digest] for digest in graph.lost_layers(lost)]
         return row, self.stored(blobs), 0
 
-    def whole(self) -> Line:
-        """Return the line of the repository."""
+    def whole(self) -> Row:
+        """Return the row of the repository; what it frees is not known yet."""
         name, tags, graph = self.repository.name, self.repository.tags, self.graph
         damage = sorted({f'{fault} in {self.images_with(one)}'
                          for one, faults in self.faults.items() for fault in faults})
@@ -2579,13 +2586,12 @@ class View:
             self.bad.keys() & set(self.links).difference(*self.parts.values()))]
         linked = {digest for digest, blob in self.repository.revisions.items() if blob is not None}
         self.reads.update(self.sizes)
-        return self.line(Row(
+        return Row(
             name, tags=len(tags.keys() - graph.referrers.keys()),
             untagged=len(linked - graph.reach(graph.roots)),
             pushed=max((tag.pushed for tag in tags.values() if tag.pushed is not None),
                        default=None),
-            size=sum(self.sizes[blob] for blob in set(self.links)), damage='; '.join(damage)),
-            Image(name))
+            size=sum(self.sizes[blob] for blob in set(self.links)), damage='; '.join(damage))
 
     def images_with(self, one: str) -> str:
         """Return the first few of the images that a tag or a manifest is part of."""
@@ -2598,14 +2604,19 @@ class View:
         more = f' and {len(tags) - 5} more' if len(tags) > 5 else ''
         return ', '.join(tags[:5]) + more if tags else f'{self.repository.name}@{one}'
 
-    def lines(self, wish: Wish, verdict: Verdict) -> List[Line]:
-        """Return a line for each thing that `wish` selects, whose `verdict` this is."""
+    def select(self, wish: Wish) -> Tuple[List[Line], Verdict]:
+        """Return a line for each thing that `wish` selects, and what goes with all of them."""
         name, tags = self.repository.name, self.repository.tags
         spared_tags = named_tags(wish.excluded, {tag: tags[tag].digest for tag in tags})
         spared = {image.digest for image in wish.excluded if not image.tag}
         spared &= self.repository.manifests.keys()
         if wish.bare and not (wish.request.untagged or spared or spared_tags):
-            return [self.whole()]
+            verdict = self.judge(Image(name))
+            return [(self.whole(), self.going(verdict), verdict.upload_bytes)], verdict
+        try:
+            verdict = judge(self.store, self.repository, wish, self.now, self.graph)
+        except RegistryCleanerError as error:
+            verdict, self.refused = Verdict(name), str(error)
         asked, wanted = asked_for(self.store, self.graph, wish, self.now, spared_tags, wish.bare,
                                   Verdict(name))
         wanted -= self.graph.reach({*spared, *map(node, spared_tags)})
@@ -2620,7 +2631,7 @@ class View:
             row = Row(name, tag or former.get(digest), digest or None, None, None, pushed, size, 0,
                       '; '.join(faults))
             lines.append(self.line(row, Image(name, tag, '' if tag else digest)))
-        return lines
+        return lines, verdict
 
     def tops(self, verdict: Verdict) -> List[str]:
         """Return the manifests that go and that nothing else that goes reaches."""
@@ -2639,14 +2650,10 @@ def survey(store: Store, asked: Asked) -> Survey:
     verdicts = {figure: judge(store, repository, Wish([], [], request), now, view.graph)
                 for figure, request in (('untagged', Request(untagged=True)),
                                         ('garbage', Request(garbage=True)))}
-    refused, lines = '', []  # type: str, List[Line]
+    lines: List[Line] = []
     if not any(image.whole for image in wish.excluded) and (
             wish.images or wish.request.untagged and not wish.request.images):
-        try:
-            verdicts['selected'] = judge(store, repository, wish, now, view.graph)
-        except RegistryCleanerError as error:
-            refused = str(error)
-        lines = view.lines(wish, verdicts.get('selected') or Verdict(name))
+        lines, verdicts['selected'] = view.select(wish)
     uploads = [measure_upload(store, store.place(name, '_uploads', upload))
                for upload in repository.uploads]
     counts = {
@@ -2660,8 +2667,8 @@ def survey(store: Store, asked: Asked) -> Survey:
         {figure: view.going(verdict) for figure, verdict in verdicts.items()},
         verdicts['garbage'].used.difference(view.links), counts,
         {image for image in wish.images + wish.excluded if names_something(repository, image)},
-        refused, view.reads.difference(repository.revisions.values()) if reading else set(),
-        verdicts['selected'].warnings if 'selected' in verdicts else [])
+        view.refused, verdicts['selected'].warnings if 'selected' in verdicts else [],
+        view.reads.difference(repository.revisions.values()) if reading else set())
 
 
 def list_images(store: Store, request: Request, now: float, bad: Mapping[str, str] = {},
@@ -2707,6 +2714,7 @@ def list_images(store: Store, request: Request, now: float, bad: Mapping[str, st
     kept = fixed.union(*(one.named for one in surveys))
     totals['garbage'] = counts['garbage'] + sum(
         size for blob, size in sizes.items() if going[blob] == links[blob] and blob not in kept)
+    warnings += [text for one in surveys for text in one.warnings]
     refused = {'selected': one.refused for one in surveys if one.refused}
     refused.update(unsafe(store, names))
     totals.update((figure, 0 if figure == 'selected' else None) for figure in refused)
@@ -2714,7 +2722,6 @@ def list_images(store: Store, request: Request, now: float, bad: Mapping[str, st
             for one in surveys for row, blobs, more in one.lines]
     rows.sort(key=lambda row: (-row.frees, row.repository, row.tag or '', row.digest or ''))
     whole = any(image.whole for image in request.images)
-    warnings += [text for one in surveys for text in one.warnings]
     return Listing(rows, totals, warnings + sorted(set(refused.values())),
                    any(row.damage for row in rows),
                    'untagged' if request.untagged else 'repositories' if whole else 'tags')
@@ -2970,8 +2977,7 @@ def summary(outcome: Outcome, verb: str) -> str:
     counts += [(len(plan.blobs), 'blob'), (len(plan.folders), 'empty folder')]
     what = ', '.join(count(*item) for item in counts if item[0])
     freed = human_size(sum(plan.blobs.values()) + outcome.gone.upload_bytes)
-    return (f"{verb} {what} of {outcome.v2}: {freed} {'would be ' * outcome.dry_run}freed" if what
-            else 'Nothing to delete')
+    return f'{verb} {what} of {outcome.v2}: {freed} freed' if what else 'Nothing to delete'
 
 
 def plan_json(outcome: Outcome) -> Dict[str, Any]:

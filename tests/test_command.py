@@ -1185,7 +1185,8 @@ def others_tree():
 # user may be unable to read the script or this Python. Registries that other tests run as root at
 # this moment may not be looked into, which would be a refusal: so it looks only where asked to.
 AS_OTHER = """
-import concurrent.futures, ctypes, difflib, fcntl, fnmatch, gettext, hashlib, json, locale, os, signal, sys, tarfile
+import concurrent.futures, ctypes, difflib, fcntl, fnmatch, gettext, hashlib, json, locale, os
+import signal, sys, tarfile
 sys.path.insert(0, %r)
 import delete_docker_registry_image as script
 if os.geteuid() == 0:

@@ -571,7 +571,7 @@ def test_killed_before_every_change(faults, jobs, record_property):
         expected = files(model.expect(tree.v2, prune=True, garbage=True).left)
         before, calls = served(tree.v2), len(killed(tree, None).calls)
         assert files(model.every_path(tree.v2)) == expected and calls > 30
-        points = range(1, calls + 1, 1 if jobs == '1' else 5)
+        points = range(1, calls + 1, 2 if jobs == '1' else 7)
         for at in points:
             tree = strewn(os.path.join(folder, str(at)))
             assert killed(tree, at).status == KILLED

@@ -403,13 +403,11 @@ STRANGE = {
 
 
 @pytest.mark.parametrize('name', list(STRANGE))
-@pytest.mark.parametrize('words', [['serve', 'config.yml'], ['config.yml']], ids=' '.join)
-def test_a_strange_configuration_neither_stops_nor_hangs_a_run(tree, folder, running, name, words):
-    path = os.path.join(folder, 'config.yml')
-    STRANGE[name](path)
-    with running('registry', *words):
+def test_a_strange_configuration_neither_stops_nor_hangs_a_run(tree, folder, running, name):
+    STRANGE[name](os.path.join(folder, 'config.yml'))
+    with running('registry', 'serve', 'config.yml'), running('dockerregistry', 'config.yml'):
         done(tree, *DELETE)
-    with running('registry', *words, environment={ROOT: tree.root}) as pid:
+    with running('registry', 'serve', 'config.yml', environment={ROOT: tree.root}) as pid:
         refused_for(tree, pid, *DELETE)
         refused_for(tree, pid, *READ_ONLY)
 
