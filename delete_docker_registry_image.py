@@ -2801,16 +2801,6 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[:width - 1 - half] + '…' + text[len(text) - half:]
 
 
-def wrapped(text: str, width: int) -> str:
-    """Return `text` in lines of at most `width` columns, 0 for any number."""
-    lines = ['']
-    for word in text.split(' '):
-        if width and len(lines[-1]) + 1 + len(word) > width:
-            lines.append(' ')
-        lines[-1] += ' ' * bool(lines[-1]) + word
-    return '\n'.join(lines)
-
-
 def image_of(row: Row, kind: str) -> Image:
     """Return what a row of a listing of this kind names."""
     tag = '' if kind == 'untagged' else row.tag or ''
@@ -2867,18 +2857,17 @@ def list_text(listing: Listing, request: Request, v2: str, width: int, verbose: 
     if 'read' in listing.totals:
         return '\n'.join(check_lines(listing, v2))
     totals = {name: human_size(total) for name, total in listing.totals.items()}
-    counts = [count(listing.totals[f'{noun}s'] or 0, noun) for noun in ('tag', 'manifest', 'blob')]
-    repositories = count(listing.totals['repositories'] or 0, 'repository', 'repositories')
+    repositories, tags, blobs = (listing.totals[name] or 0 for name in (
+        'repositories', 'tags', 'blobs'))
     disk = shutil.disk_usage(v2)
-    below = [
-        f'Deleting all of these together frees {totals["selected"]}',
-        f'Stored: {totals["size"]} in {repositories}, {", ".join(counts)}',
-        f'Uploads: {totals["uploads"]}, not written to for a day: {totals["old uploads"]}',
-        f'Would be freed: {totals["untagged"]} by -u, {totals["garbage"]} by -g',
-        f'Disk: {human_size(disk.used)} of {human_size(disk.total)} in use, '
-        f'{human_size(disk.free)} free']
-    return '\n'.join([*table(listing, width, verbose), '', *(wrapped(text, width) for text in below),
-                      shortened(v2, width or len(v2))])
+    below = ['', f'All of these together free {totals["selected"]}',
+             f'Stored: {totals["size"]} in {count(blobs, "blob")}',
+             f'{count(repositories, "repository", "repositories")}, {count(tags, "tag")}',
+             f'Uploads: {totals["uploads"]}, old: {totals["old uploads"]}',
+             f'-u would free {totals["untagged"]}', f'-g would free {totals["garbage"]}',
+             f'Disk: {human_size(disk.used)} of {human_size(disk.total)} used', v2]
+    return '\n'.join([*table(listing, width, verbose), *(
+        shortened(text, width or len(text)) for text in below)])
 
 
 def check_lines(listing: Listing, v2: str) -> Iterator[str]:
