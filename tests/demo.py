@@ -46,8 +46,8 @@ def play(demo):
     say('The registry is stopped. (Below, times and digests are shortened.)')
     print('  $ export REGISTRY_DATA_DIR=' + demo.registry)
 
-    say('Which repository takes the disk? FREES is what deleting that line alone would free: layers '
-        'that others use too stay.')
+    say('Which repository takes the disk? FREES is what deleting that line alone would free: '
+        'layers that others use too stay.')
     demo.run('-l')
     say('What would deleting team/app:1.0 free? A dry run says it and touches nothing. With -v it '
         'names the blobs too: the layer app-1.0, the image\'s configuration, and its manifest.')
@@ -57,7 +57,8 @@ def play(demo):
     say('That was a mistake. tar brings it back.')
     demo.restore()
     demo.run('-l -i team/app:*')
-    say('Retention: of the builds of team/app, keep the last two. A dry run says what stays and why.')
+    say('Retention: of the builds of team/app, keep the last two. A dry run says what stays and '
+        'why.')
     demo.run('-n -i team/app:build-* --keep-last 2')
     demo.run('-i team/app:build-* --keep-last 2')
     say('Delete what no tag leads to, in all repositories: the former "latest".')
