@@ -601,9 +601,10 @@ class Store:
         if len(found[0]) > MANIFEST_LIMIT:
             return Manifest(fault='it is larger than 4 MiB')
         algorithm, _, digits = blob.partition(':')
+        if not found[0]:
+            return Manifest(fault='it is empty')
         if hashlib.new(algorithm, found[0]).hexdigest() != digits:
-            return Manifest(fault='its content does not match its digest' if found[0] else
-                            'it is empty')
+            return Manifest(fault='its content does not match its digest')
         return parse_manifest(found[0])
 
     def repository_names(self) -> List[str]:
@@ -803,6 +804,9 @@ def guard(store: Store, request: Request, plan: Plan) -> Dict[str, List[Set[Tupl
         if not (kind and re.fullmatch(kind.item, reference.item) and reference.repository in names
                 and (reference.kind == 'entry') == bool(re.fullmatch(TAG, reference.tag))):
             raise Fault(f"'{reference}' is no place in the store")
+    for path in plan.folders:
+        if not path.startswith((store.repositories + '/', store.blobs + '/')):
+            raise Fault(f"'{path}' is no folder of the store")
     images, excluded = Words(request.images, names), Words(request.excluded, names, True)
     require_one_name(store, names, going)
 
@@ -1159,8 +1163,6 @@ class Removal:
                 if any(self.store.entries(f'{manifests}/{part}') for part in (
                         'tags', 'revisions')):
                     continue
-            if not path.startswith((self.store.repositories + '/', self.store.blobs + '/')):
-                raise Fault(f"'{path}' is no folder of the store")
             try:
                 if self.signals.number:
                     self.account.unfinished = True
@@ -2863,7 +2865,8 @@ def list_text(listing: Listing, request: Request, v2: str, width: int, verbose: 
     below = ['', f'All of these together free {totals["selected"]}',
              f'Stored: {totals["size"]} in {count(blobs, "blob")}',
              f'{count(repositories, "repository", "repositories")}, {count(tags, "tag")}',
-             f'Uploads: {totals["uploads"]}, old: {totals["old uploads"]}',
+             f'Uploads: {totals["uploads"]}',
+             f'Of these, over a day old: {totals["old uploads"]}',
              f'-u would free {totals["untagged"]}', f'-g would free {totals["garbage"]}',
              f'Disk: {human_size(disk.used)} of {human_size(disk.total)} used', v2]
     return '\n'.join([*table(listing, width, verbose), *(
@@ -3228,17 +3231,15 @@ def delete(cleaner: RegistryCleaner, arguments: argparse.Namespace, request: Req
     if request.images or request.untagged or request.garbage or request.prune:
         outcome = cleaner.run(request, arguments.save or '')
     terminal.end()
-    unharmed = outcome.nothing and not outcome.failed
-    if not (cleaner.signals.number and unharmed):
+    bad = bool(outcome.failed or outcome.gone.skipped)
+    if bad or not (cleaner.signals.number and outcome.nothing):
         report(outcome, arguments.save)
-    if cleaner.signals.number:
-        error = 'Interrupted. The next run frees the rest' if outcome.unfinished else (
-            'Interrupted. Nothing was deleted' if unharmed else 'Interrupted')
-        return 128 + cleaner.signals.number, plan_json(outcome), error
-    if not (outcome.failed or outcome.gone.skipped):
-        return 0, plan_json(outcome), ''
-    return (1, plan_json(outcome), 'Nothing was deleted') if outcome.nothing else (
-        3, plan_json(outcome), '')
+    number = cleaner.signals.number
+    error = 'Interrupted' if number else 'Nothing was deleted' if bad and outcome.nothing else ''
+    if number and (outcome.unfinished or outcome.nothing):
+        error += '. The next run frees the rest' if outcome.unfinished else '. Nothing was deleted'
+    status = 128 + number if number else (1 if outcome.nothing else 3) if bad else 0
+    return status, plan_json(outcome), error
 
 
 def run(argv: Optional[Sequence[str]], signals: Signals) -> int:
