@@ -115,6 +115,12 @@ def read_request(arguments: argparse.Namespace) -> Request:
                    arguments.allow_remove_all, arguments.dry_run, arguments.read_only_registry)
 
 
+def narrowed(request: Request, dry_run: bool, read_only: bool) -> Request:
+    """Return `request` as a dry run, or beside a registry in read-only mode, if either says so."""
+    return request._replace(dry_run=request.dry_run or dry_run,
+                            read_only=request.read_only or read_only)
+
+
 def read_lines() -> List[str]:
     """Return the lines of standard input, without empty ones and comments."""
     text = os.fsdecode(sys.stdin.buffer.read()) if sys.stdin else ''
@@ -2360,8 +2366,7 @@ class RegistryCleaner:
 
     def run(self, request: Request, save_to: str = '') -> Outcome:
         """Carry out `request`, after what an interrupted run left; save what goes to an archive."""
-        request = request._replace(dry_run=request.dry_run or self.dry_run,
-                                   read_only=request.read_only or self.read_only)
+        request = narrowed(request, self.dry_run, self.read_only)
         self.signals.at_once = True
         if request.dry_run:
             with self.look() as store:
