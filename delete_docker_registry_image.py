@@ -966,6 +966,7 @@ class Removal:
         except OSError:
             self.put_back_all()
             raise
+        sync(self.store.repositories)
         if self.signals.number:
             self.account.put_back = True
             return self.put_back_all()
@@ -1064,7 +1065,6 @@ class Removal:
 
     def commit(self) -> None:
         """Make the deletion final: from here on what is aside is gone."""
-        sync(self.store.repositories)
         try:
             os.rename(self.aside, free_name(self.gone))
         except OSError as error:
@@ -1133,7 +1133,7 @@ class Removal:
             return  # the next run finds what is left by the links
         self.store.workers.each(self.delete, leaves, 'Removing links')
         for folder in folders:
-            self.delete(folder)
+            self.delete(folder, shutil.rmtree)
         for path in sorted(repositories, reverse=True):
             name = path[len(self.store.repositories):].split('/', 2)[2]
             with contextlib.suppress(OSError):  # others lie below it, or it is a mount point
@@ -1150,13 +1150,13 @@ class Removal:
         except OSError as error:
             self.account.fail(error, self.store.blob(digest))
 
-    def delete(self, path: str) -> None:
+    def delete(self, path: str, removal: Optional[Callable[[str], None]] = None) -> None:
         """Remove a folder of what is gone."""
         try:
             if self.signals.number:
                 self.account.unfinished = True
             else:
-                remove(path)
+                (removal or remove)(path)
         except (OSError, RecursionError) as error:
             self.account.fail(error, path)
 
@@ -1193,7 +1193,10 @@ def remove(path: str, file: str = 'link') -> None:
     try:
         os.unlink(f'{path}/{file}')
         os.rmdir(path)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR,
+                               errno.EISDIR, errno.EPERM):
+            raise
         if os.path.lexists(path):
             shutil.rmtree(path)
 
@@ -2024,14 +2027,17 @@ def empty_folders(store: Store, plan: Plan) -> List[str]:
             if component(entry.name) and not entry.name.startswith(OWN) and (
                     entry.is_dir(follow_symlinks=False)):
                 walk.append(entry.path)
-    empty = []
+    empty: List[str] = []
+    holding: Set[str] = set()  # folders of which something is named
     for path in reversed(walk[2:]):  # what a folder holds before the folder
         above, _, name = path.rpartition('/')
         manifests = above if above.endswith('/_manifests') else f'{above}/_manifests'
         part = name == '_layers' or above == manifests
         if not held[path] and not (part and any(
                 held.get(f'{manifests}/{one}') for one in ('tags', 'revisions'))):
-            empty += [path] * (path not in whole)  # which goes anyway
+            if path not in whole or path in holding:  # else it goes anyway
+                empty.append(path)
+                holding.add(above)
             held[above] -= 1
     return empty
 
