@@ -1092,7 +1092,8 @@ class Removal:
     def remove_now(self, name: str, references: List[Reference]) -> None:
         """Remove what goes of a repository, in order, and stop where something cannot be."""
         whole = references[-1].kind == 'repository'
-        for place in ['_manifests/tags'] * whole + self.paths(name, references):
+        each = [one.written(KINDS[one.kind].place) for one in references[:len(references) - whole]]
+        for place in each + ['_manifests', '_layers', '_uploads'] * whole:
             try:
                 if self.signals.number:
                     self.account.unfinished = True
@@ -1193,10 +1194,7 @@ def remove(path: str, file: str = 'link') -> None:
     try:
         os.unlink(f'{path}/{file}')
         os.rmdir(path)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR,
-                               errno.EISDIR, errno.EPERM):
-            raise
+    except OSError:
         if os.path.lexists(path):
             shutil.rmtree(path)
 
