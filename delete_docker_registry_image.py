@@ -2308,8 +2308,9 @@ class Outcome(NamedTuple):
 
     @property
     def nothing(self) -> bool:
-        """Whether nothing was deleted."""
-        return not (any(self.gone.plan) or self.earlier)
+        """Whether all is as it was: nothing was deleted, nor left aside."""
+        return not (any(self.gone.plan) or self.earlier or any(
+            f'/{OWN}' in path for path, _ in self.failed))
 
 
 NOTHING = Choice(Plan([]), {}, [], [], {}, 0)
