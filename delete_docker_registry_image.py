@@ -681,6 +681,7 @@ class Store:
         sought = set(blobs)
 
         def links(name: str) -> Set[str]:
+            self.exists(self.place(name, '_manifests/tags'))  # which may lead to those of another
             gone = {(kind, item) for kind, _, item, _ in going.get(name, ())}
             return set() if ('repository', '') in gone else {
                 blob for kind, top in (('layer', '_layers'), ('manifest', '_manifests/revisions'))
@@ -2305,11 +2306,12 @@ class Outcome(NamedTuple):
     earlier: Dict[str, int] = {}  # blobs that an interrupted run had left -> bytes freed
     saved: int = 0  # bytes of the archive
     unfinished: bool = False  # it was interrupted after it was final
+    left: bool = False  # what an earlier run had left could not be mended
 
     @property
     def nothing(self) -> bool:
         """Whether all is as it was: nothing was deleted, nor left aside."""
-        return not (any(self.gone.plan) or self.earlier or any(
+        return not (any(self.gone.plan) or self.earlier or self.left or any(
             f'/{OWN}' in path for path, _ in self.failed))
 
 
@@ -2388,6 +2390,7 @@ class RegistryCleaner:
     def remove(self, removal: Removal, request: Request, save_to: str) -> Outcome:
         """Carry out `request`; the archive of a run that deletes nothing is removed again."""
         account, earlier, saved = removal.account, dict(removal.account.blobs), 0
+        troubled = bool(account.failed)
         if self.signals.number:
             return Outcome(self.v2, False, NOTHING, account.failed, earlier, 0, account.unfinished)
         store = Store(self.v2, self.workers)
@@ -2418,7 +2421,7 @@ class RegistryCleaner:
         return Outcome(self.v2, False, choice._replace(
             plan=plan, upload_bytes=choice.upload_bytes - left if final else 0,
             skipped={**choice.skipped, **account.skipped}), account.failed, earlier,
-            saved if any(plan) else 0, account.unfinished)
+            saved if any(plan) else 0, account.unfinished, troubled)
 
 
 # -- The list: what is there, and what deleting it would free -------------------------------------
@@ -2822,7 +2825,7 @@ def image_of(row: Row, kind: str) -> Image:
 def cells(row: Row, kind: str, ages: bool) -> Dict[str, str]:
     """Return what each column shows of a row, the first under ''; push times are ages or dates."""
     pushed = '' if row.pushed is None else span(time.time() - row.pushed) + ' ago' if ages else (
-        time.strftime('%Y-%m-%d %H:%M', time.localtime(row.pushed)))
+        date_of(time.localtime, row.pushed, '%Y-%m-%d %H:%M') or '')
     return {'': str(image_of(row, kind)._replace(digest='')), 'PUSHED': pushed,
             'WAS': row.tag or '' if kind == 'untagged' else '',
             'DIGEST': (row.digest or '').partition(':')[2][:12],
@@ -2916,12 +2919,19 @@ def listing_names(listing: Listing) -> str:
     return '\n'.join(names)
 
 
+def date_of(zone: Callable[[float], Any], when: Optional[float], form: str) -> Optional[str]:
+    """Return a time in seconds as a date; None for none, and for one that no calendar has."""
+    try:
+        return None if when is None else time.strftime(form, zone(when))
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
 def listing_json(listing: Listing, v2: str) -> Dict[str, Any]:
     """Return the list, or what a check found, as `--json` prints it."""
     images = []
     for row in listing.rows:
-        pushed = row.pushed if row.pushed is None else time.strftime(
-            '%Y-%m-%dT%H:%M:%SZ', time.gmtime(row.pushed))
+        pushed = date_of(time.gmtime, row.pushed, '%Y-%m-%dT%H:%M:%SZ')
         tag = None if listing.kind == 'untagged' else row.tag  # no word names it by that tag
         images.append(dict(row._asdict(), tag=tag, pushed=pushed, damage=row.damage or None))
     return {'registry': v2, 'images': images,
