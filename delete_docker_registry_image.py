@@ -284,7 +284,8 @@ class Account:
 
     def fail(self, error: BaseException, path: str) -> None:
         """Note that something could not be removed."""
-        self.failed.append((os.path.join(path, getattr(error, 'filename', None) or ''),
+        named = os.path.join(path, getattr(error, 'filename', None) or '')
+        self.failed.append((named if os.path.lexists(named) else path,  # rmtree's are relative
                             getattr(error, 'strerror', None) or str(error)))
 
 
@@ -1111,7 +1112,7 @@ class Removal:
 
         Then these folders, what an interrupted run has left among them.
         """
-        candidates, repositories = set(blobs or ()), set()
+        candidates, repositories, failed = set(blobs or ()), set(), len(self.account.failed)
         leaves: List[str] = []
         level = list(folders)
         while level:
@@ -1129,9 +1130,14 @@ class Removal:
                         os.path.lexists(entry.path + '/link')):
                     candidates.add(digest if algorithm == 'sha256' else
                                    self.store.read_link(entry.path)[0] or digest)
+        for name in self.account.skipped:  # whose signatures have links of their own
+            top = self.store.place(name, '_manifests/revisions')
+            for digest in self.store.links_in(top):
+                candidates -= self.store.links_in(
+                    f'{top}/{digest.replace(":", "/")}/signatures').keys()
         unlinked = sorted(candidates - self.store.linked(candidates))
         self.store.workers.each(self.delete_blob, unlinked, 'Deleting blobs')
-        if self.account.unfinished or self.account.failed:
+        if self.account.unfinished or len(self.account.failed) > failed:
             return  # the next run finds what is left by the links
         self.store.workers.each(self.delete, leaves, 'Removing links')
         for folder in folders:
