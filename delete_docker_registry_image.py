@@ -1840,7 +1840,7 @@ def account_for(store: Store, graph: Graph, wish: Wish, verdict: Verdict) -> Non
     for digest, manifest in repository.manifests.items() if wish.request.garbage else ():
         if digest not in manifests and digest not in layers:
             verdict.used.update(manifest.names)
-            if manifest.signed:
+            if manifest.signed or manifest.fault:
                 verdict.used.update(store.links_in(store.place(
                     repository.name, '_manifests/revisions', digest.replace(':', '/'),
                     'signatures')))

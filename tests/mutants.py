@@ -54,7 +54,7 @@ class Fault:
 
 def one_line(node):
     """The beginning of a part of a program, as text."""
-    text = ' '.join(ast.unparse(node).split())
+    text = ' '.join(ast.unparse(ast.fix_missing_locations(node)).split())
     return text if len(text) <= 120 else text[:117] + '...'
 
 
