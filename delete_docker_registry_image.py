@@ -55,6 +55,7 @@ TAG = r'[A-Za-z0-9_][A-Za-z0-9._-]{0,127}'
 REFERRER_TAG = '(' + DIGEST.replace(':[', '-[') + r')(\.[A-Za-z0-9._-]+)?'
 HOST = r'localhost|(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]+'
 PARTS = ('_layers', '_manifests', '_uploads')  # any of them makes a folder a repository
+WHOLE = ['_manifests', '_layers', '_uploads']  # the same, in the order of removal
 COPIES = ('.snapshot', '.zfs', '#snapshot', '@eaDir')  # of their own, by storage systems
 OWN = '_' + PROGRAM + '.'  # begins the names of our own folders below `repositories`
 MANIFEST_LIMIT = 4 << 20  # bytes; no registry reads a larger manifest
@@ -321,8 +322,18 @@ class Reference(NamedTuple):
     item: str = ''  # the tag, the digest, the upload, or the leftover's folder
     tag: str = ''  # which has the entry in its history
 
-    def written(self, form: str) -> str:
-        """Return its place or its line, a `form` of KINDS."""
+    @property
+    def place(self) -> str:
+        """Where it lies in its repository."""
+        return self.put_into(KINDS[self.kind].place)
+
+    @property
+    def line(self) -> str:
+        """How a line calls it."""
+        return self.put_into(KINDS[self.kind].line)
+
+    def put_into(self, form: str) -> str:
+        """Return a form of KINDS, filled in."""
         return form.format(path=self.item.replace(':', '/'), **self._asdict())
 
 
@@ -408,12 +419,12 @@ def parse_manifest(content: bytes) -> Manifest:
     foreign: List[str] = []
     todo: List[Any] = [document]
     while todo:
-        node = todo.pop()
-        if type(node) is list:
-            todo += [value for value in node if type(value) in (tuple, list)]
+        part = todo.pop()
+        if type(part) is list:
+            todo += [value for value in part if type(value) in (tuple, list)]
             continue
         digests, size, kinds, elsewhere = [], -1.0, [], False  # type: Any, float, List[str], bool
-        for key, value in node:
+        for key, value in part:
             key = key.casefold()
             if key in ('digest', 'blobsum') and type(value) is str and is_digest(value):
                 digests.append(sys.intern(value))
@@ -567,9 +578,9 @@ class Store:
 
     def read_link(self, folder: str) -> Tuple[Optional[str], Optional[float]]:
         """Return the digest in `folder`/link and its mtime: '' for no digest, None if missing."""
-        content, written = self.read(folder + '/link', 200) or (None, None)
+        content, pushed = self.read(folder + '/link', 200) or (None, None)
         text = content.decode('ascii', 'replace') if content is not None else None
-        return (text if text is None or is_digest(text) else ''), written
+        return (text if text is None or is_digest(text) else ''), pushed
 
     def links_in(self, top: str, sought: Optional[Set[str]] = None, known: Optional[str] = None
                  ) -> Dict[str, Optional[str]]:
@@ -709,18 +720,23 @@ class Store:
 
     def holds_a_blob(self) -> bool:
         """Tell whether any blob is stored at all.  Refuses the disk of a MinIO server."""
+        for folder in self.blob_folders():
+            for digits in self.folders(f'{self.blobs}/{folder}'):
+                path = f'{self.blobs}/{folder}/{digits}/data'
+                if os.path.lexists(path + '/xl.meta'):
+                    raise RegistryCleanerError(
+                        f"'{path}' is a folder with 'xl.meta': this is the disk of a MinIO "
+                        'server. Nothing was deleted. Mount its bucket (rclone mount), and '
+                        'work on that')
+                if os.path.lexists(path):
+                    return True
+        return False
+
+    def blob_folders(self) -> Iterator[str]:
+        """Yield the folders that hold blobs, as '<alg>/<first 2 hex>'."""
         for algorithm in filter(ALGORITHMS.__contains__, self.folders(self.blobs)):
             for two in self.folders(f'{self.blobs}/{algorithm}'):
-                for digits in self.folders(f'{self.blobs}/{algorithm}/{two}'):
-                    path = f'{self.blobs}/{algorithm}/{two}/{digits}/data'
-                    if os.path.lexists(path + '/xl.meta'):
-                        raise RegistryCleanerError(
-                            f"'{path}' is a folder with 'xl.meta': this is the disk of a MinIO "
-                            'server. Nothing was deleted. Mount its bucket (rclone mount), and '
-                            'work on that')
-                    if os.path.lexists(path):
-                        return True
-        return False
+                yield f'{algorithm}/{two}'
 
 
 # -- What other processes are ---------------------------------------------------------------------
@@ -818,14 +834,15 @@ def guard(store: Store, request: Request, plan: Plan) -> Dict[str, List[Set[Tupl
     images, excluded = Words(request.images, names), Words(request.excluded, names, True)
     require_one_name(store, names, going)
 
-    def look(name: str) -> List[Set[Tuple[str, str]]]:
+    def look_again(name: str) -> List[Set[Tuple[str, str]]]:
         repository = store.repository(name)
         require_named(repository, going[name], () if request.untagged else images.of(name),
                       excluded.of(name))
         return [require_unneeded(repository, going[name], plan.blobs),
                 standing(repository, repository.manifests)]
 
-    staying = dict(zip(going, store.workers.each(look, list(going), 'Looking again', large=True)))
+    staying = dict(zip(going, store.workers.each(
+        look_again, list(going), 'Looking again', large=True)))
     links = [one.item for one in plan.references if one.kind in ('layer', 'manifest')]
     for blob in store.linked([*plan.blobs, *links], going) & plan.blobs.keys():
         raise Fault(f'{blob} would go, and a repository has a link to it')
@@ -869,9 +886,9 @@ def require_unneeded(repository: Repository, going: List[Reference],
               if repository.manifests[digest].fault]
     for digest in staying:
         needed = {digest, *repository.manifests[digest].names}
-        stored = {links.get(one) for links in (repository.revisions, repository.layers)
+        behind = {links.get(one) for links in (repository.revisions, repository.layers)
                   for one in needed}
-        if not (needed - {digest}).isdisjoint(gone) or not blobs.keys().isdisjoint(stored):
+        if not (needed - {digest}).isdisjoint(gone) or not blobs.keys().isdisjoint(behind):
             raise Fault(f'{name}@{digest} stays, and would lose what it names')
     for tag in [] if whole else tags.keys() - leaving:
         digest, history = tags[tag].digest, tags[tag].history
@@ -968,11 +985,13 @@ class Removal:
         except OSError:
             self.put_back_all()
             raise
-        sync(self.store.repositories)
+        moved = os.path.lexists(self.aside)
+        if moved:
+            sync(self.store.repositories)
         if self.signals.number:
             self.account.put_back = True
             return self.put_back_all()
-        if os.path.lexists(self.aside):
+        if moved:
             self.commit()
         left = [name for name, aside in zip(parts, done) if not aside]
         if left:
@@ -988,18 +1007,13 @@ class Removal:
         return [one.path for one in self.store.entries(self.store.repositories)
                 if one.name.startswith(OWN + 'gone') and not one.is_symlink()]
 
-    def paths(self, name: str, references: List[Reference]) -> List[str]:
-        """Return what goes of a repository, in order, as places in it."""
-        if references[-1].kind == 'repository':
-            return ['_manifests', '_layers', '_uploads']
-        return [reference.written(KINDS[reference.kind].place) for reference in references]
-
     def set_aside(self, name: str, references: List[Reference],
                   staying: Set[Tuple[str, str]], seen: Set[Tuple[str, str]]) -> bool:
         """Move what goes of a repository aside, all or nothing; False if only removing does it."""
         reason, way_back = '', True
         try:
-            for place in self.paths(name, references):
+            whole = references[-1].kind == 'repository'
+            for place in WHOLE if whole else [one.place for one in references]:
                 if self.signals.number:
                     return True
                 source = self.store.place(name, place)
@@ -1094,8 +1108,7 @@ class Removal:
     def remove_now(self, name: str, references: List[Reference]) -> None:
         """Remove what goes of a repository, in order, and stop where something cannot be."""
         whole = references[-1].kind == 'repository'
-        each = [one.written(KINDS[one.kind].place) for one in references[:len(references) - whole]]
-        for place in each + ['_manifests', '_layers', '_uploads'] * whole:
+        for place in [one.place for one in references if one.place] + WHOLE * whole:
             try:
                 if self.signals.number:
                     self.account.unfinished = True
@@ -1965,9 +1978,7 @@ def stored(store: Store, used: Set[str], before: Optional[float] = None,
                 found[digest] = size
         return found
 
-    folders = [f'{algorithm}/{two}' for algorithm in store.folders(store.blobs)
-               if algorithm in ALGORITHMS for two in store.folders(f'{store.blobs}/{algorithm}')]
-    found = store.workers.each(sizes, folders, 'Measuring blobs')
+    found = store.workers.each(sizes, store.blob_folders(), 'Measuring blobs')
     return dict(sorted(pair for sizes_of in found for pair in sizes_of.items()))
 
 
@@ -2016,7 +2027,7 @@ def empty_folders(store: Store, plan: Plan) -> List[str]:
 
     What lives of a repository needs some of its folders, empty or not.
     """
-    gone = {store.place(one.repository, one.written(KINDS[one.kind].place))
+    gone = {store.place(one.repository, one.place)
             for one in plan.references} | set(map(store.blob, plan.blobs))
     whole = {store.place(one.repository) for one in plan.references if one.kind == 'repository'}
     component = re.compile(r'[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*|_layers|_manifests|_uploads|'
@@ -2279,7 +2290,7 @@ def saved_paths(store: Store, plan: Plan) -> Iterator[Tuple[str, os.stat_result]
     """Yield the path of all that `plan` removes, after the folders above it, which may go too."""
     whole = {one.repository for one in plan.references if one.kind == 'repository'}
     tops = {store.place(name, part) for name in whole for part in PARTS}
-    tops.update(store.place(one.repository, one.written(KINDS[one.kind].place))
+    tops.update(store.place(one.repository, one.place)
                 for one in plan.references if one.repository not in whole)
     tops.update(map(store.blob, plan.blobs), plan.folders)
     met = {store.v2, store.repositories, store.blobs}
@@ -2970,7 +2981,7 @@ def report(outcome: Outcome, save_to: str = '') -> None:
             one.kind == 'repository' or one.kind == 'manifest' and one.repository not in tagged
             or one.kind in ('tag', 'upload') and one.repository not in named) else logging.DEBUG
         if log.isEnabledFor(level):
-            log.log(level, '%s %s%s', verb, one.written(KINDS[one.kind].line),
+            log.log(level, '%s %s%s', verb, one.line,
                     f', with its last tag {owner}' if owner else '')
     for digest, size in gone.plan.blobs.items():
         log.debug('%s blob %s (%s)', verb, digest, human_size(size))
