@@ -22,6 +22,7 @@ import difflib
 import errno
 import fcntl
 import fnmatch
+import gc
 import hashlib
 import json
 import logging
@@ -34,7 +35,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import (IO, AbstractSet, Any, Callable, Dict, Iterable, Iterator, List, Mapping,
                     NamedTuple, Optional, Sequence, Set, Tuple, TypeVar)
 
@@ -59,9 +60,11 @@ WHOLE = ['_manifests', '_layers', '_uploads']  # the same, in the order of remov
 COPIES = ('.snapshot', '.zfs', '#snapshot', '@eaDir')  # of their own, by storage systems
 OWN = '_' + PROGRAM + '.'  # begins the names of our own folders below `repositories`
 MANIFEST_LIMIT = 4 << 20  # bytes; no registry reads a larger manifest
-MANIFEST_TYPES = re.compile(
-    r'application/vnd\.(docker\.distribution\.manifest\.(v1\+json|v1\+prettyjws|v2\+json|'
-    r'list\.v2\+json)|oci\.(image\.manifest|image\.index|artifact\.manifest)\.v1\+json)')
+MANIFEST_TYPES = {
+    *map('application/vnd.docker.distribution.manifest.{}+json'.format, ('v1', 'v2', 'list.v2')),
+    *map('application/vnd.oci.{}.v1+json'.format, (
+        'image.manifest', 'image.index', 'artifact.manifest')),
+    'application/vnd.docker.distribution.manifest.v1+prettyjws'}
 REGISTRIES = ('registry', 'docker-registry', 'dockerregistry')  # before 2.4, and OpenShift's
 FEW = 48  # to look for so many names costs about as much as to list a folder
 NO_WAY_BACK = (errno.ENOSPC, errno.EDQUOT, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -234,27 +237,22 @@ def spelled(name: str, names: Set[str], excluding: bool = False) -> str:
     return rest if rest and copied and not matching(name, names) and name not in names else name
 
 
-def named_tags(images: Iterable[Image], tags: Mapping[str, str],
-               referrers: Mapping[str, str] = {}, manifests: Iterable[str] = ()) -> Set[str]:
-    """Return those of `tags` (tag -> digest) of a repository that `images`, words for it, name.
+def named_tags(images: Iterable[Image], repository: 'Repository', excluding: bool = False
+               ) -> Set[str]:
+    """Return the tags of `repository` that `images`, words for it, name.
 
-    A pattern passes over the `referrers` (tag -> digest of its image); but one that begins with an
-    algorithm selects those whose image is none of the repository's `manifests`.
+    A pattern passes over referrer tags, unless `excluding`; but one that begins with an algorithm
+    selects those whose image is none of the repository's manifests.
     """
-    named: Set[str] = set()
-    digests = set()
+    tags, named = repository.tags, set()  # type: Mapping[str, Tag], Set[str]
     for image in images:
-        if image.whole:
-            return set(tags)
-        found = matching(image.tag, tags) if image.tag else []
-        if is_pattern(image.tag):
+        found: Iterable[str] = matching(image.tag, tags) if image.tag else tags
+        if is_pattern(image.tag) and not excluding:
             orphans = re.match('/?(%s)-' % '|'.join(ALGORITHMS), image.tag)
-            found = [tag for tag in found if tag not in referrers
-                     or orphans and referrers[tag] not in manifests]
-        named.update(tag for tag in found if image.digest in ('', tags[tag]))
-        if not image.tag:
-            digests.add(image.digest)
-    return named | {tag for tag, digest in tags.items() if digest in digests}
+            found = [tag for tag in found if tag not in repository.referrers
+                     or orphans and repository.referrers[tag] not in repository.manifests]
+        named.update(tag for tag in found if image.digest in ('', tags[tag].digest))
+    return named
 
 
 # -- What comes of a run --------------------------------------------------------------------------
@@ -376,26 +374,28 @@ class Repository(NamedTuple):
     layers: Dict[str, Optional[str]]
     manifests: Dict[str, Manifest]  # linked revisions, and what only has a layer link (2.1.0)
     uploads: List[str]
+    referrers: Dict[str, str]  # OCI's fallback tags and cosign's -> digest of their image
 
     def going(self, references: Iterable[Reference], *kinds: str) -> Set[str]:
         """Return the items of these kinds in `references`, which are all of this repository."""
         return {reference.item for reference in references if reference.kind in kinds}
 
-    def referrers(self) -> Dict[str, str]:
-        """Return the referrer tags, OCI's fallback and cosign's, each with its image's digest.
 
-        A tag whose manifest is or names that image is an ordinary one (imgpkg makes such).
-        """
-        found = {}
-        for tag, (digest, *_) in self.tags.items():
-            match = re.fullmatch(REFERRER_TAG, tag)
-            image = match.group(1).replace('-', ':') if match else ''
-            manifest = self.manifests.get(digest, Manifest())
-            if match and (match.group(2) in ('.sig', '.att', '.sbom') or (
-                    image in self.manifests and digest not in ('', image)
-                    and image not in manifest.names and not manifest.fault)):
-                found[tag] = image
-        return found
+def referrers_of(tags: Mapping[str, Tag], manifests: Mapping[str, Manifest]) -> Dict[str, str]:
+    """Return which of a repository's `tags` are referrer tags, with the digest of their image.
+
+    A tag whose manifest is or names that image is an ordinary one (imgpkg makes such).
+    """
+    found = {}
+    for tag, (digest, *_) in tags.items():
+        match = re.fullmatch(REFERRER_TAG, tag)
+        image = match.group(1).replace('-', ':') if match else ''
+        manifest = manifests.get(digest, Manifest())
+        if match and (match.group(2) in ('.sig', '.att', '.sbom') or (
+                image in manifests and digest not in ('', image)
+                and image not in manifest.names and not manifest.fault)):
+            found[tag] = image
+    return found
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_int=float)
@@ -423,20 +423,21 @@ def parse_manifest(content: bytes) -> Manifest:
         if type(part) is list:
             todo += [value for value in part if type(value) in (tuple, list)]
             continue
-        digests, size, kinds, elsewhere = [], -1.0, [], False  # type: Any, float, List[str], bool
+        digests, size, is_manifest, elsewhere = [], -1.0, False, False  # type: Any, float, Any, Any
         for key, value in part:
             key = key.casefold()
-            if key in ('digest', 'blobsum') and type(value) is str and is_digest(value):
-                digests.append(sys.intern(value))
+            if type(value) is str:
+                if key in ('digest', 'blobsum') and is_digest(value):
+                    digests.append(sys.intern(value))
+                elif key == 'mediatype':
+                    is_manifest = is_manifest or value in MANIFEST_TYPES
+            elif type(value) is float:
+                size = value if key == 'size' else size
             elif type(value) in (tuple, list) and key not in ('subject', 'annotations'):
                 todo.append(value)
                 elsewhere = elsewhere or key == 'urls' and value != []
-            elif key == 'size' and type(value) is float:
-                size = value
-            elif key == 'mediatype' and type(value) is str:
-                kinds.append(value)
         names.update(dict.fromkeys(digests, size))
-        typed += digests if digests and any(map(MANIFEST_TYPES.fullmatch, kinds)) else ()
+        typed += digests if is_manifest else ()
         foreign += digests if elsewhere else ()
     top = [(key.casefold(), value) for key, value in document]
     subjects = [text for key, value in top if key == 'subject' and type(value) is tuple
@@ -513,6 +514,10 @@ class Store:
         """Return the path of the repository `name`, or of something in it."""
         return '/'.join((self.repositories, name) + below)
 
+    def revision(self, name: str, digest: str) -> str:
+        """Return the path of a revision's folder."""
+        return self.place(name, '_manifests/revisions', digest.replace(':', '/'))
+
     def blob(self, digest: str) -> str:
         """Return the path of a blob's folder."""
         algorithm, _, digits = digest.partition(':')
@@ -570,11 +575,11 @@ class Store:
                 return None
             else:
                 raise
-        with open(descriptor, 'rb') as file:
-            status = os.fstat(file.fileno())
+        with open(descriptor, 'rb', buffering=0) as file:
+            status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, 'it is no regular file', path)
-            return file.read(limit), status.st_mtime
+            return file.read(min(limit, status.st_size + 1)), status.st_mtime
 
     def read_link(self, folder: str) -> Tuple[Optional[str], Optional[float]]:
         """Return the digest in `folder`/link and its mtime: '' for no digest, None if missing."""
@@ -683,10 +688,10 @@ class Store:
                 if manifest.fault not in ('it is no JSON object', 'it is larger than 4 MiB'):
                     manifests[digest] = manifest
                     todo.update(manifest.typed)
+        real = {tag: read for tag, read in tags.items() if read}
         return Repository(
-            name, {tag: read for tag, read in tags.items() if read},
-            [tag for tag, read in tags.items() if not read], revisions, layers, manifests,
-            self.folders(self.place(name, '_uploads')))
+            name, real, [tag for tag, read in tags.items() if not read], revisions, layers,
+            manifests, self.folders(self.place(name, '_uploads')), referrers_of(real, manifests))
 
     def linked(self, blobs: Iterable[str], going: Mapping[str, List[Reference]] = {}) -> Set[str]:
         """Return those of `blobs` that a repository links, other than by a link that is `going`."""
@@ -854,10 +859,9 @@ def guard(store: Store, request: Request, plan: Plan) -> Dict[str, List[Set[Tupl
 def require_named(repository: Repository, going: List[Reference], images: Sequence[Image],
                   excluded: Sequence[Image]) -> None:
     """Rule 1: only what was named goes.  `images` and `excluded` are words for the repository."""
-    tags = {tag: read.digest for tag, read in repository.tags.items()}
-    referrers = repository.referrers()
-    named = named_tags(images, tags, referrers, repository.manifests)
-    kept = named_tags(excluded, tags)
+    tags, referrers = repository.tags, repository.referrers
+    named = named_tags(images, repository)
+    kept = named_tags(excluded, repository, excluding=True)
     manifests = repository.going(going, 'manifest', 'layer')
     leaving = repository.going(going, 'tag')
     whole = bool(repository.going(going, 'repository'))
@@ -1144,10 +1148,9 @@ class Removal:
                     candidates.add(digest if algorithm == 'sha256' else
                                    self.store.read_link(entry.path)[0] or digest)
         for name in self.account.skipped:  # whose signatures have links of their own
-            top = self.store.place(name, '_manifests/revisions')
-            for digest in self.store.links_in(top):
+            for digest in self.store.links_in(self.store.place(name, '_manifests/revisions')):
                 candidates -= self.store.links_in(
-                    f'{top}/{digest.replace(":", "/")}/signatures').keys()
+                    self.store.revision(name, digest) + '/signatures').keys()
         unlinked = sorted(candidates - self.store.linked(candidates))
         self.store.workers.each(self.delete_blob, unlinked, 'Deleting blobs')
         if self.account.unfinished or len(self.account.failed) > failed:
@@ -1335,8 +1338,8 @@ def refuse_running_registry(v2: str, read_only: bool) -> None:
 
 VERSION = r'v?([0-9]+(?:\.[0-9]+){1,3})(?:-([0-9A-Za-z.-]+))?'
 FIRST_IMAGE = 1356998400.0  # 2013, before which there were no images: older dates mean nothing
-UPLOAD_AGE = 24 * 3600  # seconds without a write after which an upload counts as given up
 WORTH_A_PROCESS = 64  # repositories
+UPLOAD_AGE = 24 * 3600  # seconds without a write after which an upload counts as given up
 COPIED = 600  # seconds within which all tags are pushed where a store was copied
 
 
@@ -1353,50 +1356,38 @@ def version_of(tag: str) -> Optional[Tuple[Any, ...]]:
 
 def parse_date(text: Any) -> Optional[float]:
     """Return the seconds of an ISO 8601 date, None if it is none or from before all images."""
-    match = re.fullmatch(r'(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-])(\d\d):(\d\d))',
-                         text if isinstance(text, str) else '')
-    try:
-        when = float(calendar.timegm(time.strptime(match.group(1), '%Y-%m-%dT%H:%M:%S'))
-                     ) if match else 0.0
-    except ValueError:
+    match = re.fullmatch(r'(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-]\d\d):(\d\d))', text)
+    if not match:
         return None
-    if match:
-        when += float(match.group(2) or 0)
-    if match and match.group(3):
-        offset = int(match.group(4)) * 3600 + int(match.group(5)) * 60
-        when += offset if match.group(3) == '-' else -offset
+    zone = (match.group(3) or '+00') + (match.group(4) or '00')
+    parsed = time.strptime(match.group(1) + zone, '%Y-%m-%dT%H:%M:%S%z')
+    when = calendar.timegm(parsed) - (parsed.tm_gmtoff or 0) + float(match.group(2) or 0)
     return when if when >= FIRST_IMAGE else None
 
 
-def read_document(store: Store, blob: Optional[str]) -> Dict[str, Any]:
-    """Return a JSON object of the store; an empty one if it cannot be read."""
-    try:
-        found = store.read(store.blob(blob) + '/data', MANIFEST_LIMIT) if blob else None
-        document = json.loads(found[0].decode('utf-8', 'replace')) if found else None
-    except (OSError, ValueError, RecursionError):
-        document = None
-    return document if isinstance(document, dict) else {}
-
-
 def created(store: Store, repository: Repository, digest: str) -> Optional[float]:
-    """Return when an image was made, in seconds: of an index, its newest child; None if unknown."""
-    dates = []
-    todo, met = [digest], set()  # type: List[str], Set[str]
+    """Return when an image was made, in seconds: of an index, its newest child; None if unknown.
+
+    The image's config says it, or the history of schema 1.
+    """
+    def document(blob: str) -> Any:
+        found = store.read(store.blob(blob) + '/data', MANIFEST_LIMIT) if is_digest(blob) else None
+        return json.loads(found[0].decode('utf-8', 'replace')) if found else {}
+
+    dates, met = [], set()  # type: List[Optional[float]], Set[str]
+    todo = [digest]
     while todo:
         digest = todo.pop()
         if digest in met or digest not in repository.manifests:
             continue
         met.add(digest)
-        document = read_document(store, blob_of(repository, digest))
-        config, history = document.get('config'), document.get('history')
-        if isinstance(config, dict) and isinstance(config.get('digest'), str) and (
-                is_digest(config['digest'])):
-            blob = blob_of(repository, config['digest']) or config['digest']
-            dates.append(parse_date(read_document(store, blob).get('created')))
-        if isinstance(history, list) and history and isinstance(history[0], dict):
-            with contextlib.suppress(ValueError, TypeError, AttributeError):
-                dates.append(parse_date(json.loads(history[0]['v1Compatibility']).get('created')))
         todo += repository.manifests[digest].names
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+            manifest = document(blob_of(repository, digest) or digest)
+            config = manifest['config']['digest'] if 'fsLayers' not in manifest else ''
+            made = document(blob_of(repository, config) or config) if config else json.loads(
+                manifest['history'][0]['v1Compatibility'])
+            dates.append(parse_date(made['created']))
     return max((date for date in dates if date is not None), default=None)
 
 
@@ -1409,8 +1400,7 @@ def span(seconds: float) -> str:
     """Return a length of time in words."""
     for unit, length in (('day', 86400), ('hour', 3600), ('minute', 60)):
         if seconds >= length:
-            count = int(seconds // length)
-            return f'{count} {unit}{"s" * (count != 1)}'
+            return count(int(seconds // length), unit)
     return 'a moment'
 
 
@@ -1420,19 +1410,18 @@ def chosen_tags(store: Store, repository: Repository, images: Iterable[Image], s
 
     The `spared` ones, which are excluded, take no place.  A tie at the cut is kept.
     """
-    tags = {tag: read.digest for tag, read in repository.tags.items()}
-    referrers = repository.referrers()
-    if request.keep_last is None and request.older_than is None:
-        return named_tags(images, tags, referrers, repository.manifests) - spared, {}
     chosen: Set[str] = set()
     kept: Dict[str, str] = {}
     times: Dict[str, Any] = {}
     for image in images:
-        found = named_tags([image], tags, referrers, repository.manifests) - spared
+        found = named_tags([image], repository) - spared
+        if (request.keep_last, request.older_than) == (None, None):
+            chosen |= found
+            continue
         for tag in found - times.keys():
-            times[tag] = (version_of(tag) if request.by == 'version' else
-                          created(store, repository, tags[tag]) if request.by == 'created' else
-                          repository.tags[tag].pushed)
+            read = repository.tags[tag]
+            times[tag] = (version_of(tag) if request.by == 'version' else read.pushed if (
+                request.by == 'pushed') else created(store, repository, read.digest))
         ranked = sorted(times[tag] for tag in found if times[tag] is not None)
         last = ranked[-request.keep_last:][:1] if request.keep_last else []
         for tag in found:
@@ -1440,7 +1429,7 @@ def chosen_tags(store: Store, repository: Repository, images: Iterable[Image], s
             said = '' if request.by == 'version' or when is None else (
                 f'{request.by} {span(now - when)} ago: ')
             if when is None:
-                kept[tag] = 'it has no version' if request.by == 'version' else 'it has no date'
+                kept[tag] = 'it has no ' + ('version' if request.by == 'version' else 'date')
             elif last and when >= last[0]:
                 kept[tag] = f'{said}one of the last {request.keep_last}'
             elif request.older_than is not None and when >= now - request.older_than:
@@ -1448,13 +1437,6 @@ def chosen_tags(store: Store, repository: Repository, images: Iterable[Image], s
             else:
                 chosen.add(tag)
     return chosen, {tag: why for tag, why in kept.items() if tag not in chosen}
-
-
-def may_be_copied(repository: Repository, request: Request) -> bool:
-    """Tell whether a rule by push time is asked of a repository whose tags look copied."""
-    times = [tag.pushed for tag in repository.tags.values() if tag.pushed is not None]
-    return (request.by == 'pushed' and (request.keep_last, request.older_than) != (None, None)
-            and len(times) >= 5 and max(times) - min(times) <= COPIED)
 
 
 # -- What reaches what in a repository ------------------------------------------------------------
@@ -1472,8 +1454,7 @@ class Graph:
 
     def __init__(self, repository: Repository) -> None:
         self.repository = repository
-        manifests, tags = repository.manifests, repository.tags
-        self.referrers = repository.referrers()
+        manifests, tags, referrers = repository.manifests, repository.tags, repository.referrers
         self.edges: Dict[str, List[str]] = {
             digest: [child for child in manifest.names if child in manifests]
             for digest, manifest in manifests.items()}
@@ -1482,17 +1463,17 @@ class Graph:
                 if subject in manifests:
                     self.edges[subject].append(digest)
         for tag, (digest, history, *_) in tags.items():
-            named = [digest] if digest else [d for d in history if d in manifests] or [ANYTHING]
-            self.edges[node(tag)] = [d for d in named if d in manifests or d == ANYTHING]
-            if self.referrers.get(tag) in manifests:
-                self.edges[self.referrers[tag]].append(node(tag))
-        self.edges[ANYTHING] = list(manifests)
+            named = [d for d in ([digest] if digest else history) if d in manifests]
+            self.edges[node(tag)] = named if named or digest else [ANYTHING]
+            if referrers.get(tag) in manifests:
+                self.edges[referrers[tag]].append(node(tag))
+        if any(ANYTHING in self.edges[node(tag)] for tag in tags):
+            self.edges[ANYTHING] = list(manifests)
         self.reached_by: Dict[str, List[str]] = {}
         for one, reached in self.edges.items():
-            if one != ANYTHING or any(ANYTHING in self.edges[node(tag)] for tag in tags):
-                for other in reached:
-                    self.reached_by.setdefault(other, []).append(one)
-        self.roots = {node(tag) for tag in tags if self.referrers.get(tag) not in manifests}
+            for other in reached:
+                self.reached_by.setdefault(other, []).append(one)
+        self.roots = {node(tag) for tag in tags if referrers.get(tag) not in manifests}
         self.users = Counter(layer for digest in manifests for layer in self.layers_of(digest))
 
     def layers_of(self, digest: str) -> Set[str]:
@@ -1515,6 +1496,15 @@ class Graph:
             if one not in met and one not in avoid and (within is None or one in within):
                 met.add(one)
                 todo.extend(self.edges.get(one, ()))
+        return met
+
+    def above(self, one: str) -> Set[str]:
+        """Return all that reaches a tag or a manifest, and that itself."""
+        met, todo = {one}, [one]
+        for below in todo:  # grows as it goes
+            new = [other for other in self.reached_by.get(below, ()) if other not in met]
+            todo += new
+            met.update(new)
         return met
 
     def loss(self, named: Set[str], seeds: Iterable[str], spared: AbstractSet[str] = frozenset()
@@ -1543,39 +1533,28 @@ class Graph:
         """Return the layer links that no manifest needs but those in `lost`."""
         users = Counter(layer for digest in lost & self.repository.manifests.keys()
                         for layer in self.layers_of(digest))
-        return {layer for layer, count in users.items() if count == self.users[layer]
+        return {layer for layer, number in users.items() if number == self.users[layer]
                 and self.repository.layers.get(layer) is not None}
 
-
-# -- The plan -------------------------------------------------------------------------------------
-
-class Verdict:
-    """What is decided of one repository."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.references: List[Reference] = []
-        self.unlinked: Set[str] = set()  # blobs that lose a link
-        self.used: Set[str] = set()  # with -g: blobs that stay linked or named
-        self.matched: Set[Image] = set()
-        self.warnings: List[str] = []
-        self.kept: List[Tuple[str, str]] = []  # tags that rules keep, and why
-        self.skipped = ''  # why it is left as it is
-        self.last_tag = ''  # whose going takes the repository with it
-        self.tags_left = 0
-        self.upload_bytes = 0
+    def parents_first(self, lost: Set[str]) -> List[str]:
+        """Return the manifests in `lost` in an order that puts each index before its children."""
+        manifests = self.repository.manifests
+        ordered: List[str] = []
+        met: Set[str] = set()
+        todo = [(digest, False) for digest in sorted(lost & manifests.keys(), reverse=True)]
+        while todo:
+            digest, children_done = todo.pop()
+            if children_done:
+                ordered.append(digest)
+            elif digest not in met:
+                met.add(digest)
+                todo.append((digest, True))
+                todo.extend((child, False) for child in manifests[digest].names
+                            if child in lost and child in manifests)
+        return ordered[::-1]
 
 
-class Choice(NamedTuple):
-    """What is decided of a request."""
-
-    plan: Plan
-    skipped: Dict[str, str]  # repository -> why it is left as it is, with commands
-    warnings: List[str]
-    kept: List[Tuple[str, str]]  # tags that rules keep, and why
-    owners: Dict[str, str]  # repository that goes with its last tag -> this, '' if it was named
-    upload_bytes: int
-
+# -- What one repository loses --------------------------------------------------------------------
 
 class Wish(NamedTuple):
     """What is asked of one repository."""
@@ -1589,6 +1568,27 @@ class Wish(NamedTuple):
         """Whether it is the whole repository, if only to look for what is untagged in it."""
         return any(image.whole for image in self.images) or (
             self.request.untagged and not self.request.images)
+
+
+class Verdict:
+    """What is decided of one repository."""
+
+    def __init__(self, name: str, tags_left: int = 0) -> None:
+        self.name, self.tags_left = name, tags_left
+        self.references: List[Reference] = []
+        self.unlinked: List[str] = []  # the blob of each link that goes
+        self.used: Set[str] = set()  # with -g: blobs that stay linked or named
+        self.matched: Set[Image] = set()
+        self.warnings: List[str] = []
+        self.kept: List[Tuple[str, str]] = []  # tags that rules keep, and why
+        self.skipped = ''  # why it is left as it is
+        self.last_tag = ''  # whose going takes the repository with it
+        self.upload_bytes = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the repository goes."""
+        return bool(self.references) and self.references[-1].kind == 'repository'
 
 
 def written(path: str) -> float:
@@ -1620,265 +1620,266 @@ def names_something(repository: Repository, image: Image) -> bool:
     """Tell whether `image`, a word for the repository, names anything in it."""
     if not image.tag:
         return image.whole or image.digest in repository.manifests
-    if is_pattern(image.tag):
-        return bool(matching(image.tag, repository.tags))
-    tag = repository.tags.get(image.tag)
-    return image.digest in ('', tag.digest) if tag else (
-        image.tag in repository.no_tags and not image.digest)
+    if image.tag in repository.tags or is_pattern(image.tag):
+        return bool(named_tags([image], repository, excluding=True))
+    return image.tag in repository.no_tags and not image.digest
 
 
-def judge(store: Store, repository: Repository, wish: Wish, now: float,
-          graph: Optional[Graph] = None) -> Verdict:
-    """Return what `repository` loses.  Raises RegistryCleanerError for what must not be."""
-    verdict = Verdict(repository.name)
-    verdict.matched.update(image for image in wish.images + wish.excluded
-                           if names_something(repository, image))
-    graph = graph or Graph(repository)
-    if not any(image.whole for image in wish.excluded):
-        decide(store, graph, wish, now, verdict)
-    else:
-        verdict.tags_left = len(repository.tags.keys() - graph.referrers.keys())
-    account_for(store, graph, wish, verdict)
-    return verdict
+class Judge:
+    """Decides what a repository loses.  May be asked again: that costs what goes, no more."""
 
+    def __init__(self, store: Store, repository: Repository, now: float) -> None:
+        self.store, self.repository, self.now = store, repository, now
+        self.name, self.graph = repository.name, Graph(repository)
+        self.tags, self.manifests, self.layers = (
+            repository.tags, repository.manifests, repository.layers)
+        self.linked = {digest for digest, blob in self.layers.items() if blob is not None}
+        self.aliases = {digest: blob for digest, blob in self.layers.items()
+                        if blob is not None and blob != digest}  # '' if it cannot be read
+        self.pointing: Dict[str, List[str]] = {}  # digest -> the tags that point at it
+        self.entered: Dict[str, List[str]] = {}  # digest -> the tags that have it in their history
+        for tag, read in sorted(self.tags.items()):
+            self.pointing.setdefault(read.digest, []).append(tag)
+            for digest in read.entries:
+                self.entered.setdefault(digest, []).append(tag)
+        self.faults = [(digest, f'{self.name}@{digest}', manifest.fault)
+                       for digest, manifest in sorted(self.manifests.items()) if manifest.fault]
+        self.faults += [(node(tag), f'{self.name}:{tag}', read.fault)
+                        for tag, read in sorted(self.tags.items()) if read.fault]
+        self.ordinary = len(self.tags.keys() - repository.referrers.keys())
 
-def decide(store: Store, graph: Graph, wish: Wish, now: float, verdict: Verdict) -> None:
-    """Add to `verdict` the references that the repository loses."""
-    repository, request = graph.repository, wish.request
-    name, tags, manifests = repository.name, repository.tags, repository.manifests
-    digests = {tag: read.digest for tag, read in tags.items()}
-    spared_tags = named_tags(wish.excluded, digests)
-    spared = {node(tag) for tag in spared_tags}
-    spared.update(image.digest for image in wish.excluded if image.digest in manifests
-                  and not image.tag)
-    bare = wish.bare
-    if request.untagged and bare and manifests and tags.keys() <= graph.referrers.keys():
-        verdict.warnings.append(
-            f"Repository '{name}' has manifests and no tag, and -u leaves it alone: its images may "
-            f'be used by digest, or their tags kept in a database. To delete it: {PROGRAM} -i '
-            f'{name}')
-        bare = False
-    whole = bare and not request.untagged and not spared
-    asked, wanted = asked_for(store, graph, wish, now, spared_tags, bare, verdict)
-    wanted -= graph.reach(spared)
-    if request.untagged:
-        spared |= young(store, repository, request, now)
-    named = ({node(tag) for tag in asked} | wanted) - spared
-    seeds = list(manifests) if bare else [
-        digest for tag in asked for digest in (
-            tags[tag].digest, *(tags[tag].history if tags[tag].digest not in wanted else ()))
-        if digest in manifests]
-    lost = graph.loss(named, seeds, spared) if named or seeds else set()
-    refuse_kept_index(graph, wanted, lost)
-    verdict.references = references_of(store, graph, wish, lost, whole, bare, now, verdict)
-    warn_of_broken_tags(graph, named, seeds, spared, lost, verdict)
-    skip_if_damaged(graph, lost, verdict)
+    def decide(self, wish: Wish) -> Verdict:
+        """Return what goes.  Raises RegistryCleanerError for what must not be."""
+        verdict = Verdict(self.name, self.ordinary)
+        verdict.matched.update(image for image in wish.images + wish.excluded
+                               if names_something(self.repository, image))
+        if not any(image.whole for image in wish.excluded):
+            self.choose(wish, verdict)
+        links = {'layer': self.layers, 'manifest': self.repository.revisions}
+        going = [(one.kind, one.item) for one in verdict.references if one.kind in links]
+        verdict.unlinked = list(filter(None, (links[kind].get(item) for kind, item in going)))
+        if wish.request.garbage:
+            self.find_used(set(going), verdict)
+        return verdict
 
+    def spared_by(self, wish: Wish) -> Set[str]:
+        """Return the nodes that exclusions name."""
+        tags = named_tags(wish.excluded, self.repository, excluding=True)
+        return {image.digest for image in wish.excluded
+                if image.digest in self.manifests and not image.tag}.union(map(node, tags))
 
-def asked_for(store: Store, graph: Graph, wish: Wish, now: float, spared: Set[str], bare: bool,
-              verdict: Verdict) -> Tuple[Set[str], Set[str]]:
-    """Return the tags and the manifests that the words ask to delete."""
-    repository, request = graph.repository, wish.request
-    tags, manifests = repository.tags, repository.manifests
-    wanted = {image.digest for image in wish.images if image.digest in manifests
-              and not image.tag}
-    if request.untagged:
-        return set(), set()
-    if bare:
-        owned = {tag for tag, image in graph.referrers.items() if image in manifests}
-        return set(tags) - spared - (owned if spared else set()), wanted
-    by_tag = [image for image in wish.images if image.tag]
-    asked, kept = chosen_tags(store, repository, by_tag, spared, request, now)
-    verdict.kept += [(f'{repository.name}:{tag}', why) for tag, why in sorted(kept.items())]
-    if by_tag and may_be_copied(repository, request):
-        verdict.warnings.append(
-            f'The tags of {repository.name} were all pushed within ten minutes: was the store '
-            'copied? --by created goes by the date of the images')
-    return asked | {tag for tag in tags if tags[tag].digest in wanted} - spared, wanted
-
-
-def young(store: Store, repository: Repository, request: Request, now: float) -> Set[str]:
-    """Return the manifests that are too young for -u with --older-than."""
-    if request.older_than is None:
-        return set()
-    top = store.place(repository.name, '_manifests/revisions/')
-    return {digest for digest in repository.manifests if written(
-        top + digest.replace(':', '/') + '/link') > now - request.older_than}
-
-
-def refuse_kept_index(graph: Graph, wanted: Set[str], lost: Set[str]) -> None:
-    """Refuse to delete a manifest of its own when an index that stays contains it."""
-    name, manifests = graph.repository.name, graph.repository.manifests
-    for tag, read in sorted(graph.repository.tags.items()):
-        held = set(read.history) & manifests.keys() or manifests.keys()
-        if not read.digest and node(tag) not in lost and not held.isdisjoint(wanted & lost):
-            raise RegistryCleanerError(
-                f'The broken tag {name}:{tag}, which stays, may have stood for what would be '
-                f'deleted. Nothing was deleted. Delete the tag too: -i {name}:{tag}')
-    for digest in sorted(wanted):
-        for parent in sorted(graph.reached_by.get(digest, ())):
-            if parent in manifests and parent not in lost and digest in manifests[parent].names:
-                above, todo = {parent}, [parent]
-                for one in todo:  # grows as it goes
-                    todo += [other for other in graph.reached_by.get(one, ()) if other not in above]
-                    above.update(graph.reached_by.get(one, ()))
-                tags = sorted(f'{name}:{one[1:]}' for one in above if one[0] == '/')
-                raise RegistryCleanerError(
-                    f'{name}@{digest} is part of the index {name}@{parent} ('
-                    f'{", ".join(tags) or "which has no tag"}), which stays. Nothing was deleted. '
-                    'Delete the index too, or leave this manifest')
-
-
-def references_of(store: Store, graph: Graph, wish: Wish, lost: Set[str], whole: bool, bare: bool,
-                  now: float, verdict: Verdict) -> List[Reference]:
-    """Return what goes with the nodes `lost`, and with -g what nothing uses."""
-    repository, request = graph.repository, wish.request
-    name, tags, manifests = repository.name, repository.tags, repository.manifests
-    kept_tags = [tag for tag in tags if node(tag) not in lost]
-    verdict.tags_left = len([tag for tag in kept_tags if tag not in graph.referrers])
-    nothing_left = not kept_tags and lost >= manifests.keys()
-    uploads = {upload: measure_upload(store, store.place(name, '_uploads', upload))
-               for upload in (repository.uploads if request.garbage or nothing_left else ())}
-    old = [upload for upload, (last, _) in uploads.items() if whole or last <= now - UPLOAD_AGE]
-    too_young = now - (request.older_than or 0.0)
-
-    def unused(digest: str) -> bool:
-        return digest not in graph.users and (request.older_than is None or written(store.place(
-            name, '_layers', digest.replace(':', '/'), 'link')) <= too_young)
-
-    linked = [digest for digest, blob in repository.layers.items() if blob is not None]
-    layers = graph.lost_layers(lost) | set(filter(unused, linked) if request.garbage else ())
-    layers -= {repository.layers[digest] or '' for digest in linked if digest not in layers}
-    begun = request.garbage and request.older_than is not None and not layers.issuperset(linked)
-    gone = nothing_left and len(old) == len(repository.uploads) and (whole or not begun) and bool(
-        lost or request.garbage or bare and not request.untagged)
-    layers = set(linked) if gone else layers
-    leftovers = [f'_layers/{digest}' for digest, blob in repository.layers.items() if blob is None]
-    leftovers += [f'_manifests/revisions/{digest}'
-                  for digest, blob in repository.revisions.items() if blob is None]
-    leftovers += [f'_manifests/tags/{tag}' for tag in repository.no_tags]
-    if not request.garbage:
-        leftovers = [f'_manifests/tags/{image.tag}' for image in wish.images
-                     if image.tag in repository.no_tags]
-    if old and (request.garbage or gone):
-        verdict.upload_bytes = sum(uploads[upload][1] for upload in old)
-    if gone and not bare and tags:
-        verdict.last_tag = sorted(tags)[-1]
-    return ([Reference('tag', name, tag) for tag in sorted(tags.keys() - kept_tags)]
-            + [Reference('entry', name, digest, tag) for tag in sorted(kept_tags)
-               for digest in sorted(tags[tag].entries) if digest in lost or (
-                   request.garbage and digest not in manifests and tags[tag].digest)]
-            + [Reference('manifest', name, digest) for digest in parents_first(graph, lost)
-               if repository.revisions.get(digest) is not None]
-            + [Reference('layer', name, digest)
-               for digest in sorted(layers, key=lambda digest: (digest[:6] == 'sha256', digest))]
-            + [Reference('leftover', name, folder.replace(':', '/')) for folder in leftovers
-               if not gone]
-            + [Reference('upload', name, upload) for upload in sorted(old)
-               if request.garbage or gone]
-            + [Reference('repository', name)] * gone)
-
-
-def parents_first(graph: Graph, lost: Set[str]) -> List[str]:
-    """Return the manifests in `lost` in an order that puts each index before its children."""
-    manifests = graph.repository.manifests
-    ordered: List[str] = []
-    met: Set[str] = set()
-    todo = [(digest, False) for digest in sorted(lost & manifests.keys(), reverse=True)]
-    while todo:
-        digest, children_done = todo.pop()
-        if children_done:
-            ordered.append(digest)
-        elif digest not in met:
-            met.add(digest)
-            todo.append((digest, True))
-            todo.extend((child, False) for child in manifests[digest].names
-                        if child in lost and child in manifests)
-    return ordered[::-1]
-
-
-def warn_of_broken_tags(graph: Graph, named: Set[str], seeds: List[str], spared: Set[str],
-                        lost: Set[str], verdict: Verdict) -> None:
-    """Say when something is kept only because nobody knows what a broken tag stood for."""
-    name, tags = graph.repository.name, graph.repository.tags
-    broken = {node(tag) for tag in tags if not tags[tag].digest and node(tag) not in lost | spared}
-    if broken and seeds:
-        more = graph.loss(named | broken, seeds, spared) - lost - broken
-        if more:
-            words = ' '.join(f'-i {name}:{one[1:]}' for one in sorted(broken))
+    def choose(self, wish: Wish, verdict: Verdict) -> None:
+        """Add to `verdict` what goes of a repository that is not excluded."""
+        bare, request, spared = wish.bare, wish.request, self.spared_by(wish)
+        if request.untagged and bare and self.manifests and not self.ordinary:
             verdict.warnings.append(
-                f'{len(more)} of {name} stay only since its tag {sorted(broken)[0][1:]} is broken, '
+                f"Repository '{self.name}' has manifests and no tag, and -u leaves it alone: its "
+                'images may be used by digest, or their tags kept in a database. To delete it: '
+                f'{PROGRAM} -i {self.name}')
+            bare = False
+        whole = bare and not request.untagged and not spared
+        asked, wanted = self.asked(wish, spared, verdict, bare)
+        if request.untagged and request.older_than is not None:
+            young = self.now - request.older_than
+            spared.update(digest for digest in self.manifests if written(
+                self.store.revision(self.name, digest) + '/link') > young)
+        named = {node(tag) for tag in asked} | wanted - spared
+        seeds = list(self.manifests) if bare else [
+            digest for tag in asked for digest in (
+                self.tags[tag].digest,
+                *(self.tags[tag].history if self.tags[tag].digest not in wanted else ()))
+            if digest in self.manifests]
+        lost = self.graph.loss(named, seeds, spared)
+        self.refuse_kept_index(wanted, lost)
+        self.refer(wish, lost, whole, bare, verdict)
+        self.warn_of_broken_tags(named, seeds, spared, lost, verdict)
+        self.skip_if_damaged(lost, verdict)
+
+    def asked(self, wish: Wish, spared: Set[str], verdict: Verdict, bare: bool
+              ) -> Tuple[Set[str], Set[str]]:
+        """Return the tags and the manifests that the words ask to delete, `spared` nodes not."""
+        wanted = {image.digest for image in wish.images
+                  if image.digest in self.manifests and not image.tag}
+        kept_tags = {one[1:] for one in spared if one[0] == '/'}
+        if wish.request.untagged:
+            return set(), set()
+        if bare:
+            owned = {tag for tag, image in self.repository.referrers.items()
+                     if image in self.manifests}
+            asked = self.tags.keys() - kept_tags - (owned if spared else set())
+        else:
+            by_tag = [image for image in wish.images if image.tag]
+            asked, kept = chosen_tags(self.store, self.repository, by_tag, kept_tags,
+                                      wish.request, self.now)
+            verdict.kept = [(f'{self.name}:{tag}', why) for tag, why in sorted(kept.items())]
+            if by_tag and self.may_be_copied(wish.request):
+                verdict.warnings.append(
+                    f'The tags of {self.name} were all pushed within ten minutes: was the store '
+                    'copied? --by created goes by the date of the images')
+            asked.update(tag for digest in wanted for tag in self.pointing.get(digest, ())
+                         if tag not in kept_tags)
+        return asked, wanted - self.graph.reach(spared)
+
+    def may_be_copied(self, request: Request) -> bool:
+        """Tell whether a rule by push time is asked of tags that look copied."""
+        times = [tag.pushed for tag in self.tags.values() if tag.pushed is not None]
+        return (request.by == 'pushed' and (request.keep_last, request.older_than) != (None, None)
+                and len(times) >= 5 and max(times) - min(times) <= COPIED)
+
+    def refuse_kept_index(self, wanted: Set[str], lost: Set[str]) -> None:
+        """Refuse to delete a manifest of its own when an index that stays contains it."""
+        for tag in self.pointing.get('', ()) if wanted else ():
+            held = set(self.tags[tag].history) & self.manifests.keys() or self.manifests.keys()
+            if node(tag) not in lost and not held.isdisjoint(wanted & lost):
+                raise RegistryCleanerError(
+                    f'The broken tag {self.name}:{tag}, which stays, may have stood for what would '
+                    f'be deleted. Nothing was deleted. Delete the tag too: -i {self.name}:{tag}')
+        for digest in sorted(wanted):
+            for parent in sorted(self.graph.reached_by.get(digest, ())):
+                if parent in self.manifests and parent not in lost and (
+                        digest in self.manifests[parent].names):
+                    tags = sorted(f'{self.name}:{one[1:]}' for one in self.graph.above(parent)
+                                  if one[0] == '/')
+                    raise RegistryCleanerError(
+                        f'{self.name}@{digest} is part of the index {self.name}@{parent} ('
+                        f'{", ".join(tags) or "which has no tag"}), which stays. Nothing was '
+                        'deleted. Delete the index too, or leave this manifest')
+
+    def refer(self, wish: Wish, lost: Set[str], whole: bool, bare: bool, verdict: Verdict) -> None:
+        """Add what goes with the nodes `lost`, and with -g what nothing uses."""
+        request, name, repository = wish.request, self.name, self.repository
+        leaving = {one[1:] for one in lost if one[0] == '/'}
+        verdict.tags_left = self.ordinary - len(leaving - repository.referrers.keys())
+        nothing_left = len(leaving) == len(self.tags) and lost >= self.manifests.keys()
+        uploads = {upload: measure_upload(self.store, self.store.place(name, '_uploads', upload))
+                   for upload in (repository.uploads if request.garbage or nothing_left else ())}
+        old = [upload for upload, (last, _) in sorted(uploads.items())
+               if whole or last <= self.now - UPLOAD_AGE]
+        layers = self.graph.lost_layers(lost) | (self.unused(request) if request.garbage else set())
+        layers -= {blob for digest, blob in self.aliases.items() if digest not in layers}
+        begun = request.garbage and request.older_than is not None and not layers >= self.linked
+        gone = nothing_left and len(old) == len(repository.uploads) and (whole or not begun) and (
+            bool(lost) or request.garbage or bare and not request.untagged)
+        if gone:
+            layers = self.linked
+            verdict.last_tag = max(self.tags, default='') if not bare else ''
+        entries = {(tag, digest) for digest in lost for tag in self.entered.get(digest, ())}
+        if request.garbage:
+            entries.update((tag, digest) for tag, read in self.tags.items() if read.digest
+                           for digest in read.entries if digest not in self.manifests)
+        verdict.references = [Reference('tag', name, tag) for tag in sorted(leaving)]
+        verdict.references += [Reference('entry', name, digest, tag)
+                               for tag, digest in sorted(entries) if tag not in leaving]
+        verdict.references += [Reference('manifest', name, digest)
+                               for digest in self.graph.parents_first(lost)
+                               if repository.revisions.get(digest) is not None]
+        verdict.references += [Reference('layer', name, digest) for digest in sorted(
+            layers, key=lambda digest: (digest[:6] == 'sha256', digest))]
+        if not gone:
+            verdict.references += self.leftovers(wish)
+        if request.garbage or gone:
+            verdict.references += [Reference('upload', name, upload) for upload in old]
+            verdict.upload_bytes = sum(uploads[upload][1] for upload in old)
+        if gone:
+            verdict.references.append(Reference('repository', name))
+
+    def unused(self, request: Request) -> Set[str]:
+        """Return the layer links that no manifest uses, and that are not too young."""
+        before = None if request.older_than is None else self.now - request.older_than
+        return {digest for digest in self.linked - self.graph.users.keys()
+                if before is None or written(self.store.place(
+                    self.name, '_layers', digest.replace(':', '/'), 'link')) <= before}
+
+    def leftovers(self, wish: Wish) -> List[Reference]:
+        """Return the folders whose link is gone: with -g all, else those of named tags."""
+        repository = self.repository
+        folders = [f'_manifests/tags/{tag}' for tag in repository.no_tags if wish.request.garbage
+                   or any(image.tag == tag for image in wish.images)]
+        for top, links in (('_layers', self.layers),
+                           ('_manifests/revisions', repository.revisions)):
+            folders += [f'{top}/{digest}' for digest, blob in links.items()
+                        if blob is None and wish.request.garbage]
+        return [Reference('leftover', self.name, folder.replace(':', '/')) for folder in folders]
+
+    def warn_of_broken_tags(self, named: Set[str], seeds: List[str], spared: Set[str],
+                            lost: Set[str], verdict: Verdict) -> None:
+        """Say when something is kept only because nobody knows what a broken tag stood for."""
+        broken = {node(tag) for tag in self.pointing.get('', ())} - lost - spared
+        more = self.graph.loss(named | broken, seeds, spared) - lost - broken if (
+            broken and seeds) else ()
+        if more:
+            words = ' '.join(f'-i {self.name}:{one[1:]}' for one in sorted(broken))
+            verdict.warnings.append(
+                f'{len(more)} of {self.name} stay only since its tag {min(broken)[1:]} is broken, '
                 f'and nobody knows what it stood for. To delete the tag: {PROGRAM} {words}')
 
+    def skip_if_damaged(self, lost: Set[str], verdict: Verdict) -> None:
+        """Leave a repository that would lose something as it is, if it keeps what is unreadable."""
+        if not verdict.references or verdict.whole:
+            return
+        going = {one.item for one in verdict.references if one.kind == 'layer'}
+        faults = [(image, fault) for one, image, fault in self.faults if one not in lost]
+        aliases = [digest for digest, blob in self.aliases.items()
+                   if not blob and digest not in going]
+        if not (faults or aliases):
+            verdict.warnings += [
+                f'What the unreadable manifest {image} needed is unknown: its layers stay until -g'
+                for one, image, _ in self.faults if one[0] != '/']
+            return
+        text = ''.join(f'\n  {image}: {fault}' for image, fault in faults) + ''.join(
+            f'\n  layer link {digest} cannot be read' for digest in aliases)
+        command = ' '.join(f'-i {image}' for image, _ in faults) or f'-i {self.name}'
+        verdict.skipped = (
+            'it is damaged, and was left as it is, since nobody knows what it needs:'
+            f'{text}\n  Restore that, or delete it: {PROGRAM} {command}\n  or leave it out of the '
+            f'run: -x {self.name}')
+        verdict.references, verdict.upload_bytes = [], 0
+        verdict.last_tag, verdict.tags_left = '', self.ordinary
 
-def skip_if_damaged(graph: Graph, lost: Set[str], verdict: Verdict) -> None:
-    """Leave a repository that would lose something as it is, if it keeps what nobody can read."""
-    repository, name = graph.repository, graph.repository.name
-    layers = repository.going(verdict.references, 'layer')
-    faults = [(f'{name}@{digest}', manifest.fault)
-              for digest, manifest in sorted(repository.manifests.items())
-              if manifest.fault and digest not in lost]
-    faults += [(f'{name}:{tag}', read.fault) for tag, read in sorted(repository.tags.items())
-               if read.fault and node(tag) not in lost]
-    aliases = [digest for digest, blob in repository.layers.items()
-               if blob == '' and digest not in layers]
-    whole = verdict.references[-1:] and verdict.references[-1].kind == 'repository'
-    if not verdict.references or whole or not (faults or aliases):
-        gone = [digest for digest in lost & repository.manifests.keys()
-                if repository.manifests[digest].fault]
-        verdict.warnings += [
-            f'What the unreadable manifest {name}@{digest} needed is unknown: its layers stay '
-            'until -g' for digest in sorted(gone) if not whole]
-        return
-    text = ''.join(f'\n  {image}: {fault}' for image, fault in faults) + ''.join(
-        f'\n  layer link {digest} cannot be read' for digest in aliases)
-    command = ' '.join(f'-i {image}' for image, _ in faults) or f'-i {name}'
-    verdict.skipped = (
-        f'it is damaged, and was left as it is, since nobody knows what it needs:{text}\n  Restore '
-        f'that, or delete it: {PROGRAM} {command}\n  or leave it out of the run: -x {name}')
-    verdict.references, verdict.upload_bytes, verdict.last_tag = [], 0, ''
-    verdict.tags_left = len(repository.tags.keys() - graph.referrers.keys())
-
-
-def account_for(store: Store, graph: Graph, wish: Wish, verdict: Verdict) -> None:
-    """Add to `verdict` which blobs lose a link and, with -g, which stay linked or named."""
-    repository = graph.repository
-    manifests = repository.going(verdict.references, 'manifest')
-    layers = repository.going(verdict.references, 'layer')
-    for links, going in ((repository.layers, layers), (repository.revisions, manifests)):
-        verdict.unlinked.update(blob for digest, blob in links.items() if blob and digest in going)
-        if wish.request.garbage:
+    def find_used(self, going: Set[Tuple[str, str]], verdict: Verdict) -> None:
+        """Add the blobs that stay linked, or that what stays names."""
+        revisions = self.repository.revisions
+        for kind, links in (('layer', self.layers), ('manifest', revisions)):
             verdict.used.update(blob for digest, blob in links.items()
-                                if blob and digest not in going)
-    for digest, manifest in repository.manifests.items() if wish.request.garbage else ():
-        if digest not in manifests and digest not in layers:
-            verdict.used.update(manifest.names)
-            if manifest.signed or manifest.fault:
-                verdict.used.update(store.links_in(store.place(
-                    repository.name, '_manifests/revisions', digest.replace(':', '/'),
-                    'signatures')))
+                                if blob and (kind, digest) not in going)
+        for digest, manifest in self.manifests.items():
+            if going.isdisjoint((('manifest', digest), ('layer', digest))):
+                verdict.used.update(manifest.names)
+                if manifest.signed or manifest.fault:
+                    verdict.used.update(self.store.links_in(
+                        self.store.revision(self.name, digest) + '/signatures'))
+
+
+# -- The plan -------------------------------------------------------------------------------------
+
+class Outcome(NamedTuple):
+    """What a run deletes: what is planned at first, and what came of it in the end."""
+
+    v2: str
+    dry_run: bool
+    plan: Plan = Plan([])
+    skipped: Dict[str, str] = {}  # repository -> why it was left as it was, with commands
+    warnings: List[str] = []
+    kept: List[Tuple[str, str]] = []  # tags that rules keep, and why
+    owners: Dict[str, str] = {}  # repository that goes with its last tag -> this, '' if named
+    uploads: Dict[str, int] = {}  # repository -> bytes of the uploads that go
+    failed: List[Tuple[str, str]] = []  # path, and why it could not be deleted
+    earlier: Dict[str, int] = {}  # blobs that an interrupted run had left -> bytes freed
+    saved: int = 0  # bytes of the archive
+    unfinished: bool = False  # it was interrupted after it was final
+    left: bool = False  # what an earlier run had left could not be mended
+
+    @property
+    def nothing(self) -> bool:
+        """Whether all is as it was: nothing was deleted, nor left aside."""
+        return not (any(self.plan) or self.earlier or self.left or any(
+            f'/{OWN}' in path for path, _ in self.failed))
 
 
 def judge_named(store: Store, asked: Tuple[str, Wish, float]) -> Verdict:
     """Return what is decided of the repository of this name, wish and time."""
     name, wish, now = asked
-    return judge(store, store.repository(name), wish, now)
-
-
-def several(v2: str, function: Callable[[Store, Item], Result], items: Sequence[Item], parent: int
-            ) -> List[Result]:
-    """Return function(store, item) of each item, in a process of its own.
-
-    It ends with its `parent`, since it holds the lock too, and leaves Ctrl-C to it.
-    """
-    import ctypes
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
-    if os.getppid() != parent:
-        os._exit(1)
-    store = Store(v2, Workers(1))
-    return [function(store, item) for item in items]
+    return Judge(store, store.repository(name), now).decide(wish)
 
 
 def each_repository(store: Store, function: Callable[[Store, Item], Result],
@@ -1887,82 +1888,82 @@ def each_repository(store: Store, function: Callable[[Store, Item], Result],
 
     On fast storage there is more to work out than to wait for, and processes share that.
     """
-    workers, processors = store.workers, min(os.cpu_count() or 1, 4)
-    if workers.threads() < 2 and len(items) >= WORTH_A_PROCESS and processors > 1:
+    workers, results = store.workers, []  # type: Workers, List[Result]
+    if workers.threads() < 2 and len(items) >= WORTH_A_PROCESS and sys.version_info >= (3, 7):
+        workers.step, workers.done, workers.total = 'Reading repositories', 0, len(items)
         with contextlib.suppress(OSError, RuntimeError, ImportError, AttributeError):
-            return in_processes(store, function, items, processors)
+            from concurrent.futures import ProcessPoolExecutor  # takes longer than many a run
+            from multiprocessing import get_context
+            with ProcessPoolExecutor(min(os.cpu_count() or 1, 4), get_context('fork'),
+                                     become_helper, (os.getpid(),)) as pool:
+                found: Any = pool.map(partial(function, Store(store.v2, Workers(1))), items,
+                                      chunksize=16)
+                with contextlib.closing(found):  # at a signal nobody waits for the rest
+                    for result in found:
+                        results.append(result)
+                        workers.done += 1
+            return results
     return workers.each(lambda item: function(store, item), items, 'Reading repositories',
                         large=True)
 
 
-def in_processes(store: Store, function: Callable[[Store, Item], Result], items: Sequence[Item],
-                 processors: int) -> List[Result]:
-    """Do the same in processes.  Raises OSError or RuntimeError where there cannot be any."""
-    from concurrent.futures import ProcessPoolExecutor  # takes longer than many a run
-    from multiprocessing import get_context
-    workers, results = store.workers, []  # type: Workers, List[Result]
-    workers.step, workers.done, workers.total = 'Reading repositories', 0, len(items)
-    forked: Any = {'mp_context': get_context('fork')} if sys.version_info > (3, 7) else {}
-    with ProcessPoolExecutor(processors, **forked) as pool:
-        parts = [pool.submit(several, store.v2, function, items[start:start + 16], os.getpid())
-                 for start in range(0, len(items), 16)]
-        try:
-            for part in parts:
-                results += part.result()
-                workers.done = len(results)
-        finally:  # at a signal nobody waits for the rest
-            for part in parts:
-                part.cancel()
-    return results
+def become_helper(parent: int) -> None:
+    """Let this process end with its `parent`, whose lock it holds too, and leave Ctrl-C to it."""
+    import ctypes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(1)
 
 
-def choose(store: Store, request: Request, now: float) -> Choice:
+def wishes_of(request: Request, names: Iterable[str]) -> Dict[str, Wish]:
+    """Return what `request` asks of each repository."""
+    known = set(names)
+    images, excluded = Words(request.images, known), Words(request.excluded, known, True)
+    return {name: Wish(images.of(name), excluded.of(name), request) for name in names}
+
+
+def choose(store: Store, request: Request, now: float) -> Outcome:
     """Return what `request` removes, at the time `now` in seconds.  Reads, and changes nothing.
 
     Raises RegistryCleanerError when nothing may be deleted, and OSError for what cannot be read.
     """
     names = store.repository_names()
     refuse_unsafe_ground(store, names, request.garbage)
-    known = set(names)
-    images, excluded = Words(request.images, known), Words(request.excluded, known, True)
+    wishes = wishes_of(request, names)
     everywhere = request.garbage or request.untagged and not request.images
-    wishes = {name: Wish(images.of(name), excluded.of(name), request) for name in names}
-    asked = [name for name in names if everywhere or wishes[name].images]
-    verdicts = each_repository(store, judge_named, [(name, wishes[name], now) for name in asked])
-    warnings = find_missing(store, request, wishes, verdicts, names)
+    verdicts = each_repository(store, judge_named, [
+        (name, wishes[name], now) for name in names if everywhere or wishes[name].images])
+    warnings = find_missing(store, request, wishes, {
+        verdict.name: verdict.matched for verdict in verdicts})
     refuse_remove_all(store, request, verdicts, names)
-    choice = finish_plan(store, verdicts, request, now)
-    return choice._replace(warnings=warnings + choice.warnings)
-
-
-def finish_plan(store: Store, verdicts: Sequence[Verdict], request: Request, now: float) -> Choice:
-    """Return what is decided of all repositories together: which blobs go, and empty folders."""
-    references = [one for kind in KINDS for verdict in verdicts for one in verdict.references
-                  if one.kind == kind]
-    going = {verdict.name: verdict.references for verdict in verdicts}
+    plan = Plan([one for kind in KINDS for verdict in verdicts for one in verdict.references
+                 if one.kind == kind])
     unlinked = set().union(*(verdict.unlinked for verdict in verdicts))
     if request.garbage:
         blobs = stored(store, set().union(*(verdict.used for verdict in verdicts)),
                        request.older_than and now - request.older_than, unlinked)
     else:
+        going = {verdict.name: verdict.references for verdict in verdicts}
         free = sorted(unlinked - store.linked(unlinked, going))
         sizes = zip(free, store.workers.each(store.size, free, 'Measuring blobs'))
         blobs = {digest: size for digest, size in sizes if size is not None}
-    plan = Plan(references, blobs)
+    plan = plan._replace(blobs=blobs)
     if request.prune:
         plan = plan._replace(folders=empty_folders(store, plan))
-    return Choice(
-        plan, {verdict.name: verdict.skipped for verdict in verdicts if verdict.skipped},
-        [text for verdict in verdicts for text in verdict.warnings],
+    return Outcome(
+        store.v2, request.dry_run, plan,
+        {verdict.name: verdict.skipped for verdict in verdicts if verdict.skipped},
+        warnings + [text for verdict in verdicts for text in verdict.warnings],
         [kept for verdict in verdicts for kept in verdict.kept],
-        {verdict.name: verdict.last_tag for verdict in verdicts
-         if verdict.references[-1:] and verdict.references[-1].kind == 'repository'},
-        sum(verdict.upload_bytes for verdict in verdicts))
+        {verdict.name: verdict.last_tag for verdict in verdicts if verdict.whole},
+        {verdict.name: verdict.upload_bytes for verdict in verdicts if verdict.upload_bytes})
 
 
 def stored(store: Store, used: Set[str], before: Optional[float] = None,
            unlinked: AbstractSet[str] = frozenset()) -> Dict[str, int]:
-    """Return the size of each blob that is stored and not `used`.
+    """Return the bytes that each blob frees that is stored and not `used`.
 
     With `before`, in seconds, only what was written until then, or is `unlinked`.
     """
@@ -1983,26 +1984,32 @@ def stored(store: Store, used: Set[str], before: Optional[float] = None,
 
 
 def find_missing(store: Store, request: Request, wishes: Mapping[str, Wish],
-                 verdicts: Iterable[Verdict], names: List[str]) -> List[str]:
-    """Return a warning for each pattern that names nothing; refuse when another word does not."""
-    matched = {image for verdict in verdicts for image in verdict.matched}
-    for name in wishes.keys() - {verdict.name for verdict in verdicts}:
-        within = [image for image in wishes[name].excluded if not image.whole]
-        repository = store.repository(name) if within else None
-        matched.update(image for image in wishes[name].excluded if not repository
-                       or names_something(repository, image))
-    known = set(names)
-    missing, warnings = [], []
+                 found: Mapping[str, Set[Image]]) -> List[str]:
+    """Return a warning for each pattern that names nothing; refuse when another word does not.
+
+    `found` are the words that name something in a repository, for those that were read.
+    """
+    matched = set().union(*found.values())
+    for name in wishes.keys() - found.keys():
+        excluded = wishes[name].excluded
+        matched.update(image for image in excluded if image.whole)
+        if not matched.issuperset(excluded):
+            repository = store.repository(name)
+            matched.update(image for image in excluded if names_something(repository, image))
+    known, missing, warnings = set(wishes), [], []
     for images, excluding in ((request.images, False), (request.excluded, True)):
         for image in images:
             spelling = image._replace(name=spelled(image.name, known, excluding))
             literal = spelling.name in known or not is_pattern(spelling.name)
             if spelling not in matched and literal and not is_pattern(image.tag):
-                missing.append(missing_text(store, image, names))
+                missing.append(spelling)
             elif spelling not in matched:
                 warnings.append(f"Nothing matches '{image}'")
     if missing:
-        raise RegistryCleanerError('\n'.join(missing) + '\nNothing was deleted')
+        more = [f'and {len(missing) - 20} more'] * (len(missing) > 20)
+        raise RegistryCleanerError('\n'.join(
+            [missing_text(store, image, list(wishes)) for image in missing[:20]]
+            + more + ['Nothing was deleted']))
     return warnings
 
 
@@ -2030,8 +2037,7 @@ def empty_folders(store: Store, plan: Plan) -> List[str]:
     gone = {store.place(one.repository, one.place)
             for one in plan.references} | set(map(store.blob, plan.blobs))
     whole = {store.place(one.repository) for one in plan.references if one.kind == 'repository'}
-    component = re.compile(r'[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*|_layers|_manifests|_uploads|'
-                           + TAG).fullmatch
+    ours = re.compile(f'{COMPONENT}|_layers|_manifests|_uploads|{TAG}').fullmatch
     walk = [store.repositories, store.blobs]
     held: Dict[str, int] = {}
     for path in walk:  # grows as it goes
@@ -2040,7 +2046,7 @@ def empty_folders(store: Store, plan: Plan) -> List[str]:
             if entry.path in gone or path in whole and entry.name in PARTS:
                 continue
             held[path] += 1
-            if component(entry.name) and not entry.name.startswith(OWN) and (
+            if ours(entry.name) and not entry.name.startswith(OWN) and (
                     entry.is_dir(follow_symlinks=False)):
                 walk.append(entry.path)
     empty: List[str] = []
@@ -2078,8 +2084,7 @@ def advice(word: str) -> str:
     match = re.fullmatch(rf'(?:(?:.*/)?v2/|{SITE}|/)?([^/].*?)/(manifests|blobs|tags)/(.+)', path)
     if match:
         name, kind, item = match.groups()
-        separator = '@' if is_digest(item) else ':'
-        alone = name + (separator + item) * (kind == 'manifests')
+        alone = name + f'{"@" if is_digest(item) else ":"}{item}' * (kind == 'manifests')
     return f". Leave out the address, and give NAME or NAME:TAG: -i '{alone}'" if (
         match or path != word) else ''
 
@@ -2089,17 +2094,17 @@ def missing_text(store: Store, image: Image, names: Sequence[str]) -> str:
 
     `names` are all repositories.  Raises UsageError if no repository can have such a name.
     """
-    name = spelled(image.name, set(names))
+    name, what = image.name, ''
     if name in names:
         tag = store.read_tag(name, image.tag) if image.tag and image.digest else None
         hint = f'. That tag is {tag.digest or "broken"} now' if tag else nearest(
             image.tag, store.folders(store.place(name, '_manifests/tags')))
         what = f" tag '{image.tag}'" if image.tag else f" manifest '{image.digest}'"
     else:
-        what, hint = '', repository_hint(image._replace(name=name), names)
+        hint = repository_hint(image, names)
         if len(name) > 255 or not re.fullmatch(NAME, name):
             raise UsageError(f"'{image}' is no valid image name{hint}")
-        hint = hint if str(image) == name else f", for '{image}'{hint}"
+        hint = hint if image.whole else f", for '{image}'{hint}"
     return (f"No repository '{name}'{what} found in repositories directory {store.repositories}"
             + hint)
 
@@ -2213,19 +2218,15 @@ def save(store: Store, plan: Plan, target: str, signals: Signals, dry_run: bool)
     try:
         if target != '-':
             refuse_place(store, target)
-        found = list(saved_paths(store, plan))
-        paths = [path for path, _ in found]
+        found = dict(saved_paths(store, plan))
         total = sum(1536 + stat.S_ISREG(status.st_mode) * (status.st_size + 511) // 512 * 512
-                    for _, status in found)  # a header of three blocks, and whole blocks
-        if dry_run or not paths:
+                    for status in found.values())  # a header of three blocks, and whole blocks
+        if dry_run or not found:
             return total
         workers = store.workers
         workers.step, workers.done, workers.total = 'Saving, in MiB:', 0, total >> 20
-        if target != '-':
-            return save_file(store, paths, target, signals)
-        if sys.stdout is None:
-            raise OSError(errno.EBADF, 'standard output is closed')
-        return write_archive(store, paths, sys.stdout.buffer, signals)
+        with new_file(target, signals) as stream:
+            return write_archive(store, found, stream, signals)
     except OSError as error:
         where = f"'{error.filename}': " if error.filename not in (None, target) else ''
         raise RegistryCleanerError(
@@ -2243,23 +2244,28 @@ def refuse_place(store: Store, target: str) -> None:
     os.stat(folder)
 
 
-def save_file(store: Store, paths: List[str], target: str, signals: Signals) -> int:
-    """Write an archive to the new file `target`, and sync it and its name; return its size."""
+@contextlib.contextmanager
+def new_file(target: str, signals: Signals) -> Iterator[IO[bytes]]:
+    """Yield the new file `target`, or standard output; in the end it is synced, or dropped."""
+    if target == '-':
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, 'standard output is closed')
+        yield sys.stdout.buffer
+        return
     signals.at_once = False  # rather a moment later than with half an archive left
     try:
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             with open(descriptor, 'wb') as file:
-                size = write_archive(store, paths, file, signals)
+                yield file
                 os.fsync(descriptor)
-            folder = os.open(os.path.dirname(target) or '.', os.O_RDONLY | os.O_CLOEXEC)
+            folder = os.open(os.path.dirname(target) or '.', os.O_RDONLY)
             try:
                 os.fsync(folder)
             finally:
                 os.close(folder)
             if signals.number:
                 raise KeyboardInterrupt
-            return size
         except BaseException:
             drop_archive(target)
             raise
@@ -2312,28 +2318,6 @@ def saved_paths(store: Store, plan: Plan) -> Iterator[Tuple[str, os.stat_result]
 
 
 # -- The cleaner: request, plan, removal, outcome -------------------------------------------------
-
-class Outcome(NamedTuple):
-    """What a run has deleted, or a dry run would."""
-
-    v2: str
-    dry_run: bool
-    gone: Choice  # of what was chosen, with all repositories that were left as they were
-    failed: List[Tuple[str, str]] = []  # path, and why it could not be deleted
-    earlier: Dict[str, int] = {}  # blobs that an interrupted run had left -> bytes freed
-    saved: int = 0  # bytes of the archive
-    unfinished: bool = False  # it was interrupted after it was final
-    left: bool = False  # what an earlier run had left could not be mended
-
-    @property
-    def nothing(self) -> bool:
-        """Whether all is as it was: nothing was deleted, nor left aside."""
-        return not (any(self.gone.plan) or self.earlier or self.left or any(
-            f'/{OWN}' in path for path, _ in self.failed))
-
-
-NOTHING = Choice(Plan([]), {}, [], [], {}, 0)
-
 
 class RegistryCleaner:
     """Deletes images from the V2 folder that `registry_data_dir` is or holds.
@@ -2394,9 +2378,9 @@ class RegistryCleaner:
         self.signals.at_once = True
         if request.dry_run:
             with self.look() as store:
-                choice = choose(store, request, time.time())
-                saved = save(store, choice.plan, save_to, self.signals, True) if save_to else 0
-                return Outcome(self.v2, True, choice, saved=saved)
+                outcome = choose(store, request, time.time())
+                return outcome._replace(saved=save(
+                    store, outcome.plan, save_to, self.signals, True) if save_to else 0)
         try:
             with safe_ground(self.v2, self.workers, request, self.signals) as removal:
                 removal.recover()
@@ -2406,39 +2390,35 @@ class RegistryCleaner:
 
     def remove(self, removal: Removal, request: Request, save_to: str) -> Outcome:
         """Carry out `request`; the archive of a run that deletes nothing is removed again."""
-        account, earlier, saved = removal.account, dict(removal.account.blobs), 0
-        troubled = bool(account.failed)
+        account, earlier = removal.account, dict(removal.account.blobs)
+        before: Any = {'failed': account.failed, 'earlier': earlier, 'left': bool(account.failed)}
         if self.signals.number:
-            return Outcome(self.v2, False, NOTHING, account.failed, earlier, 0, account.unfinished)
+            return Outcome(self.v2, False, unfinished=account.unfinished, **before)
         store = Store(self.v2, self.workers)
-        choice = choose(store, request, time.time())
-        plan = choice.plan
+        outcome = choose(store, request, time.time())
         with contextlib.ExitStack() as undo:
-            if save_to:
-                saved = save(store, plan, save_to, self.signals, False)
+            saved = save(store, outcome.plan, save_to, self.signals, False) if save_to else 0
             if saved and save_to != '-':
                 undo.callback(drop_archive, save_to)
             try:
-                if any(plan):
-                    removal.carry_out(request, plan)
+                if any(outcome.plan):
+                    removal.carry_out(request, outcome.plan)
             except OSError as error:
                 if self.signals.at_once:
                     raise
                 account.fail(error, self.v2)
             final = not (account.put_back or unfinished(self.v2))
-            gone = [one for one in plan.references
-                    if final and one.repository not in account.skipped]
-            left = sum(measure_upload(store, store.place(one.repository, '_uploads', one.item))[1]
-                       for one in plan.references
-                       if one.kind == 'upload' and one.repository in account.skipped)
-            plan = Plan(gone, {digest: size for digest, size in sorted(account.blobs.items())
-                               if digest not in earlier}, account.folders)
+            plan = Plan([one for one in outcome.plan.references
+                         if final and one.repository not in account.skipped],
+                        {digest: size for digest, size in sorted(account.blobs.items())
+                         if digest not in earlier}, account.folders)
             if any(plan):
                 undo.pop_all()
-        return Outcome(self.v2, False, choice._replace(
-            plan=plan, upload_bytes=choice.upload_bytes - left if final else 0,
-            skipped={**choice.skipped, **account.skipped}), account.failed, earlier,
-            saved if any(plan) else 0, account.unfinished, troubled)
+        uploads = {name: size for name, size in outcome.uploads.items()
+                   if final and name not in account.skipped}
+        return outcome._replace(
+            plan=plan, skipped={**outcome.skipped, **account.skipped}, uploads=uploads,
+            saved=saved if any(plan) else 0, unfinished=account.unfinished, **before)
 
 
 # -- The list: what is there, and what deleting it would free -------------------------------------
@@ -2471,18 +2451,14 @@ class Listing(NamedTuple):
     kind: str  # what the rows are: repositories, tags (and manifests by digest), untagged
 
 
-Line = Tuple[Row, List[str], int]  # with the blob of each link that goes, and bytes of uploads
-Asked = Tuple[str, Wish, float, Mapping[str, str], bool]  # name, wish, now, bad, reading
-
-
 class Survey(NamedTuple):
     """What is told of one repository.  Only blobs that are stored count."""
 
-    lines: List[Line]
+    lines: List[Tuple[Row, List[str], int]]  # with the blob of each link, and bytes of uploads
     sizes: Dict[str, int]  # blob -> bytes
     shared: Set[str]  # blobs that free nothing: their files have other names, too
     links: List[str]  # the blob of each link
-    going: Dict[str, List[str]]  # the same of those that go: selected, with -u, with -g
+    going: Dict[str, Tuple[List[str], int]]  # the same of what goes: selected, with -u, with -g
     named: Set[str]  # blobs that manifests name without a link
     counts: Dict[str, int]
     matched: Set[Image]
@@ -2494,33 +2470,29 @@ class Survey(NamedTuple):
 class View:
     """One repository, as the list shows it; `bad` is what a check found wrong with which blob."""
 
-    def __init__(self, store: Store, repository: Repository, now: float, bad: Mapping[str, str]
-                 ) -> None:
-        self.store, self.repository, self.now, self.bad = store, repository, now, bad
-        self.graph = Graph(repository)
-        self.sizes: Dict[str, int] = {}  # of the blobs that are stored
-        self.shared: Set[str] = set()
-        links = [blob for held in (repository.layers, repository.revisions)
-                 for blob in held.values() if blob]
+    def __init__(self, judge: Judge, bad: Mapping[str, str]) -> None:
+        self.judge, self.graph, self.bad = judge, judge.graph, bad
+        self.repository = repository = judge.repository
         self.parts = {digest: {blob_of(repository, name) or name
                                for name in (digest, *manifest.names)}
                       for digest, manifest in repository.manifests.items()}
+        links = [blob for held in (repository.layers, repository.revisions)
+                 for blob in held.values() if blob]
+        self.sizes: Dict[str, int] = {}
+        self.shared: Set[str] = set()
         self.measure(set(links).union(*self.parts.values()))
         self.links = self.stored(links)
-        self.pointing: Dict[str, List[str]] = {}
-        for tag in repository.tags:
-            self.pointing.setdefault(repository.tags[tag].digest, []).append(tag)
         found = ((one, list(self.faults_of(one))) for one in self.graph.edges if one != ANYTHING)
         self.faults = {one: faults for one, faults in found if faults}
-        self.unsure = bool(self.faults) or '' in repository.layers.values()
         self.seen: Dict[str, Tuple[int, List[str]]] = {}
+        self.lines: List[Tuple[Row, List[str], int]] = []
         self.reads: Set[str] = set()
         self.refused = ''
 
     def measure(self, blobs: Iterable[str]) -> None:
         """Take note of the sizes of `blobs`."""
         for blob in blobs:
-            path = self.store.blob(blob) + '/data'
+            path = self.judge.store.blob(blob) + '/data'
             try:
                 status = os.lstat(path)
                 if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
@@ -2530,16 +2502,16 @@ class View:
                 continue
             self.sizes[blob] = status.st_size if stat.S_ISREG(status.st_mode) else 0
 
-    def stored(self, blobs: Iterable[Optional[str]]) -> List[str]:
+    def stored(self, blobs: Iterable[str]) -> List[str]:
         """Return those of `blobs` that are stored."""
-        return [blob for blob in blobs if blob and blob in self.sizes]
+        return [blob for blob in blobs if blob in self.sizes]
 
     def faults_of(self, one: str) -> Iterator[str]:
         """Yield what is wrong with a tag or a manifest itself, told from names and sizes.
 
         What may be stored elsewhere is no damage: layers with `urls`, children of a sparse index.
         """
-        repository = self.repository
+        repository, sizes, bad = self.repository, self.sizes, self.bad
         if one[0] == '/':
             tag = repository.tags[one[1:]]
             if tag.fault:
@@ -2552,14 +2524,14 @@ class View:
             yield f'unreadable: {one} ({manifest.fault})'
         for name, size in manifest.names.items():
             child, blob = name in repository.manifests, blob_of(repository, name)
-            if not blob or blob not in self.sizes:
+            if not blob or blob not in sizes:
                 if repository.layers.get(name) == '':
                     yield f'broken link: layer {name}'
                 elif not (child or name in manifest.foreign or not blob and name in manifest.typed):
                     yield f'layer missing: {blob or name}'
-            elif blob in self.bad and not child:
-                yield f'{self.bad[blob]}: {blob}'
-            elif 0 <= size != self.sizes[blob]:
+            elif blob in bad and not child:
+                yield f'{bad[blob]}: {blob}'
+            elif 0 <= size != sizes[blob]:
                 yield f'{"manifest" if child else "layer"} of wrong size: {blob}'
 
     def see(self, start: str) -> Tuple[int, List[str]]:
@@ -2576,131 +2548,102 @@ class View:
                 fault for one in nodes if one in self.faults for fault in self.faults[one]}))
         return self.seen[start]
 
-    def going(self, verdict: Verdict) -> List[str]:
-        """Return the stored blobs of the links that go."""
-        links = {'layer': self.repository.layers, 'manifest': self.repository.revisions}
-        return self.stored(links[one.kind].get(one.item) for one in verdict.references
-                           if one.kind in links)
-
-    def judge(self, image: Image) -> Verdict:
-        """Return what goes with `image`, a literal word."""
-        wish = Wish([image], [], Request((image,)))
-        return judge(self.store, self.repository, wish, self.now, self.graph)
-
-    def line(self, row: Row, image: Image) -> Line:
-        """Return the line of `row`, which `image` names: a tag or a manifest.
-
-        The cost is that of what goes: all is judged only where all goes, or damage may keep it.
-        """
-        repository, graph, tags = self.repository, self.graph, self.repository.tags
-        asked = [image.tag] if image.tag else self.pointing.get(image.digest, [])
-        seeds = [digest for tag in asked for digest in (tags[tag].digest, *tags[tag].history)
-                 if digest in repository.manifests]
-        wanted = set() if image.tag else {image.digest}
-        lost = graph.loss(wanted.union(map(node, asked)), seeds)
-        try:
-            refuse_kept_index(graph, wanted, lost)
-            if self.unsure or len(lost) + 1 >= len(graph.edges):
-                verdict = self.judge(image)
-                return row, self.going(verdict), verdict.upload_bytes
-        except RegistryCleanerError:
-            return row, [], 0
-        blobs = [repository.revisions.get(digest) for digest in lost]
-        blobs += [repository.layers[digest] for digest in graph.lost_layers(lost)]
-        return row, self.stored(blobs), 0
-
     def whole(self) -> Row:
         """Return the row of the repository; what it frees is not known yet."""
-        name, tags, graph = self.repository.name, self.repository.tags, self.graph
+        bad, tags, name = self.bad, self.repository.tags, self.repository.name
         damage = sorted({f'{fault} in {self.images_with(one)}'
                          for one, faults in self.faults.items() for fault in faults})
-        damage += [f'{self.bad[blob]}: {blob}, which no manifest here names' for blob in sorted(
-            self.bad.keys() & set(self.links).difference(*self.parts.values()))]
+        damage += [f'{bad[blob]}: {blob}, which no manifest here names' for blob in sorted(
+            bad.keys() & set(self.links).difference(*self.parts.values()))]
         linked = {digest for digest, blob in self.repository.revisions.items() if blob is not None}
         self.reads.update(self.sizes)
         return Row(
-            name, tags=len(tags.keys() - graph.referrers.keys()),
-            untagged=len(linked - graph.reach(graph.roots)),
+            name, tags=self.judge.ordinary, untagged=len(linked - self.graph.reach(
+                self.graph.roots)),
             pushed=max((tag.pushed for tag in tags.values() if tag.pushed is not None),
                        default=None),
-            size=sum(self.sizes[blob] for blob in set(self.links)), damage='; '.join(damage))
+            size=sum(map(self.sizes.__getitem__, set(self.links))),
+            damage='; '.join(damage))
 
     def images_with(self, one: str) -> str:
         """Return the first few of the images that a tag or a manifest is part of."""
-        met, todo = {one}, [one]
-        for below in todo:  # grows as it goes
-            above = [other for other in self.graph.reached_by.get(below, ()) if other not in met]
-            met.update(above)
-            todo += above
-        tags = sorted(f'{self.repository.name}:{other[1:]}' for other in met & self.graph.roots)
+        tags = sorted(f'{self.repository.name}:{other[1:]}'
+                      for other in self.graph.above(one) & self.graph.roots)
         more = f' and {len(tags) - 5} more' if len(tags) > 5 else ''
         return ', '.join(tags[:5]) + more if tags else f'{self.repository.name}@{one}'
 
-    def select(self, wish: Wish) -> Tuple[List[Line], Verdict]:
-        """Return a line for each thing that `wish` selects, and what goes with all of them."""
-        name, tags = self.repository.name, self.repository.tags
-        spared_tags = named_tags(wish.excluded, {tag: tags[tag].digest for tag in tags})
-        spared = {image.digest for image in wish.excluded if not image.tag}
-        spared &= self.repository.manifests.keys()
-        if wish.bare and not (wish.request.untagged or spared or spared_tags):
-            verdict = self.judge(Image(name))
-            return [(self.whole(), self.going(verdict), verdict.upload_bytes)], verdict
+    def select(self, wish: Wish) -> Verdict:
+        """Add a line for each thing that `wish` selects; return what goes with all of them."""
+        name, tags, judge = self.repository.name, self.repository.tags, self.judge
         try:
-            verdict = judge(self.store, self.repository, wish, self.now, self.graph)
+            verdict = judge.decide(wish)
         except RegistryCleanerError as error:
-            verdict, self.refused = Verdict(name), str(error)
-        asked, wanted = asked_for(self.store, self.graph, wish, self.now, spared_tags, wish.bare,
-                                  Verdict(name))
-        wanted -= self.graph.reach({*spared, *map(node, spared_tags)})
-        wanted.update(self.tops(verdict) if wish.bare or wish.request.untagged else ())
+            self.refused = str(error)
+            verdict = judge.decide(wish._replace(request=Request(), images=[]))
+            verdict.matched.update(one for one in wish.images
+                                   if names_something(self.repository, one))
+        spared = judge.spared_by(wish)
+        if any(image.whole for image in wish.excluded):
+            return verdict
+        if wish.bare and not (wish.request.untagged or spared):
+            self.add_line(self.whole(), Image(name))
+            return verdict
+        asked, wanted = judge.asked(wish, spared, Verdict(name), wish.bare)
+        if wish.bare:
+            wanted = wanted | self.tops(verdict)
         former = {digest: tag for tag in tags for digest in tags[tag].history} if (
             wish.request.untagged) else {}
-        lines, top = [], self.store.place(name, '_manifests/revisions/')
-        for tag, digest in [(tag, tags[tag].digest) for tag in asked if (
-                tags[tag].digest not in wanted)] + [('', digest) for digest in wanted]:
-            size, faults = self.see(node(tag) if tag else digest)
-            pushed = tags[tag].pushed if tag else written(top + digest.replace(':', '/') + '/link')
-            row = Row(name, tag or former.get(digest), digest or None, None, None, pushed, size, 0,
-                      '; '.join(faults))
-            lines.append(self.line(row, Image(name, tag, '' if tag else digest)))
-        return lines, verdict
+        for tag in sorted(asked):
+            if tags[tag].digest not in wanted:
+                size, faults = self.see(node(tag))
+                self.add_line(Row(name, tag, tags[tag].digest or None, None, None,
+                                  tags[tag].pushed, size, 0, '; '.join(faults)), Image(name, tag))
+        for digest in wanted:
+            size, faults = self.see(digest)
+            pushed = written(judge.store.revision(name, digest) + '/link')
+            self.add_line(Row(name, former.get(digest), digest, None, None, pushed, size, 0,
+                              '; '.join(faults)), Image(name, '', digest))
+        return verdict
 
-    def tops(self, verdict: Verdict) -> List[str]:
+    def tops(self, verdict: Verdict) -> Set[str]:
         """Return the manifests that go and that nothing else that goes reaches."""
         going = {node(one.item) if one.kind == 'tag' else one.item for one in verdict.references
                  if one.kind in ('tag', 'manifest')}
         tops = {one for one in going if going.isdisjoint(self.graph.reached_by.get(one, ()))}
         tops |= going - self.graph.reach(tops)
-        return [one for one in tops if one[0] != '/']
+        return {one for one in tops if one[0] != '/'}
+
+    def add_line(self, row: Row, image: Image) -> None:
+        """Add the line of `row`, which `image` names, with what goes if only that is deleted."""
+        try:
+            verdict = self.judge.decide(Wish([image], [], Request((image,))))
+        except RegistryCleanerError:
+            verdict = Verdict(row.repository)
+        self.lines.append((row, self.stored(verdict.unlinked), verdict.upload_bytes))
 
 
-def survey(store: Store, asked: Asked) -> Survey:
-    """Return what is told of one repository, which is read once."""
-    name, wish, now, bad, reading = asked
+def survey(store: Store, asked: Tuple[str, Wish, float], bad: Mapping[str, str]) -> Survey:
+    """Return what is told of the repository of this name, wish and time, which is read once."""
+    name, wish, now = asked
     repository = store.repository(name)
-    view = View(store, repository, now, bad)
-    verdicts = {figure: judge(store, repository, Wish([], [], request), now, view.graph)
-                for figure, request in (('untagged', Request(untagged=True)),
-                                        ('garbage', Request(garbage=True)))}
-    lines: List[Line] = []
-    if not any(image.whole for image in wish.excluded) and (
-            wish.images or wish.request.untagged and not wish.request.images):
-        lines, verdicts['selected'] = view.select(wish)
+    view = View(Judge(store, repository, now), bad)
+    verdicts = {'selected': view.select(wish),
+                'untagged': view.judge.decide(Wish([], [], Request(untagged=True))),
+                'garbage': view.judge.decide(Wish([], [], Request(garbage=True)))}
     uploads = [measure_upload(store, store.place(name, '_uploads', upload))
                for upload in repository.uploads]
     counts = {
         'repositories': 1, 'tags': len(repository.tags),
         'manifests': sum(blob is not None for blob in repository.revisions.values()),
         'uploads': sum(size for _, size in uploads),
-        'old uploads': sum(size for last, size in uploads if last <= now - UPLOAD_AGE),
-        **{figure: verdict.upload_bytes for figure, verdict in verdicts.items()}}
+        'old uploads': sum(size for last, size in uploads if last <= now - UPLOAD_AGE)}
     return Survey(
-        lines, view.sizes, view.shared, view.links,
-        {figure: view.going(verdict) for figure, verdict in verdicts.items()},
-        verdicts['garbage'].used.difference(view.links), counts,
-        {image for image in wish.images + wish.excluded if names_something(repository, image)},
-        view.refused, verdicts['selected'].warnings if 'selected' in verdicts else [],
-        view.reads.difference(repository.revisions.values()) if reading else set())
+        view.lines, view.sizes, view.shared, view.links,
+        {figure: (view.stored(verdict.unlinked), verdict.upload_bytes)
+         for figure, verdict in verdicts.items()},
+        verdicts['garbage'].used.difference(view.links), counts, verdicts['selected'].matched,
+        view.refused, verdicts['selected'].warnings,
+        view.reads.difference(repository.revisions.values()))  # which were hashed when read
 
 
 def list_images(store: Store, request: Request, now: float, bad: Mapping[str, str] = {},
@@ -2711,44 +2654,45 @@ def list_images(store: Store, request: Request, now: float, bad: Mapping[str, st
     Raises RegistryCleanerError for a word that names nothing, and OSError.
     """
     names = store.repository_names()
-    everything = () if request.images or request.untagged or not names else (Image('*'),)
-    request = request._replace(images=request.images + everything)
-    images = Words(request.images, set(names))
-    excluded = Words(request.excluded, set(names), True)
-    wishes = {name: Wish(images.of(name), excluded.of(name), request) for name in names}
-    surveys = each_repository(store, survey, [
-        (name, wishes[name], now, bad, reads is not None) for name in names])
-    verdicts = [Verdict(name) for name in names]
+    if names and not (request.images or request.untagged):
+        request = request._replace(images=(Image('*'),))
+    wishes = wishes_of(request, names)
+    surveys = each_repository(store, partial(survey, bad=bad), [
+        (name, wishes[name], now) for name in names])
+    warnings = find_missing(store, request, wishes, {
+        name: one.matched for name, one in zip(names, surveys)})
     sizes: Dict[str, int] = {}
-    links, counts, going = Counter(), Counter(), Counter()  # type: Any, Any, Any
-    for verdict, one in zip(verdicts, surveys):
-        verdict.matched = one.matched
+    links, counts = Counter(), Counter()  # type: Any, Any
+    for one in surveys:
         sizes.update(one.sizes)
         links.update(one.links)
         counts.update(one.counts)
-        going.update(one.going['garbage'])
+        warnings += one.warnings
         if reads is not None:
             reads.update((blob, one.sizes[blob]) for blob in one.reads)
-    warnings = find_missing(store, request, wishes, verdicts, names)
     sizes.update(stored(store, set(sizes)))
     fixed = set().union(*(one.shared for one in surveys))  # going frees nothing
     fixed.update(blob for blob in sizes if store.links and store.blob(blob) in store.links)
 
-    def freed(blobs: Iterable[str]) -> int:
-        return sum(sizes[blob] for blob, number in Counter(blobs).items()
-                   if number == links[blob] and blob not in fixed)
+    def freed(blobs: Iterable[str], free: AbstractSet[str] = frozenset()) -> int:
+        going = Counter(blobs)
+        return sum(sizes[blob] for blob in going.keys() | free
+                   if going[blob] == links[blob] and blob not in fixed)
 
     totals = {**{name: counts[name] for name in TOTALS + ('old uploads',)},
               'blobs': len(sizes), 'size': sum(sizes.values())}  # type: Dict[str, Optional[int]]
-    for figure in ('selected', 'untagged'):
-        totals[figure] = counts[figure] + freed(
-            blob for one in surveys for blob in one.going.get(figure, ()))
-    kept = fixed.union(*(one.named for one in surveys))
-    totals['garbage'] = counts['garbage'] + sum(
-        size for blob, size in sizes.items() if going[blob] == links[blob] and blob not in kept)
-    warnings += [text for one in surveys for text in one.warnings]
+    orphans = sizes.keys() - links.keys() - set().union(*(one.named for one in surveys))
+    for figure in ('selected', 'untagged', 'garbage'):
+        going = [one.going[figure] for one in surveys]
+        totals[figure] = sum(size for _, size in going) + freed(
+            [blob for blobs, _ in going for blob in blobs],
+            orphans if figure == 'garbage' else frozenset())
     refused = {'selected': one.refused for one in surveys if one.refused}
-    refused.update(unsafe(store, names))
+    for figure in ('selected', 'untagged', 'garbage'):
+        try:
+            refuse_unsafe_ground(store, names, figure == 'garbage')
+        except RegistryCleanerError as error:
+            refused[figure] = str(error)
     totals.update((figure, 0 if figure == 'selected' else None) for figure in refused)
     rows = [row._replace(frees=0 if 'untagged' in refused else more + freed(blobs))
             for one in surveys for row, blobs, more in one.lines]
@@ -2757,17 +2701,6 @@ def list_images(store: Store, request: Request, now: float, bad: Mapping[str, st
     return Listing(rows, totals, warnings + sorted(set(refused.values())),
                    any(row.damage for row in rows),
                    'untagged' if request.untagged else 'repositories' if whole else 'tags')
-
-
-def unsafe(store: Store, names: Sequence[str]) -> Dict[str, str]:
-    """Return why the selection, -u and -g may delete nothing, where that is so."""
-    found = {}
-    for figure in ('selected', 'untagged', 'garbage'):
-        try:
-            refuse_unsafe_ground(store, names, figure == 'garbage')
-        except RegistryCleanerError as error:
-            found[figure] = str(error)
-    return found
 
 
 # -- The check: every byte ------------------------------------------------------------------------
@@ -2833,6 +2766,14 @@ def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[:width - 1 - half] + '…' + text[len(text) - half:]
 
 
+def date_of(zone: Callable[[float], Any], when: Optional[float], form: str) -> Optional[str]:
+    """Return a time in seconds as a date; None for none, and for one that no calendar has."""
+    try:
+        return None if when is None else time.strftime(form, zone(when))
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
 def image_of(row: Row, kind: str) -> Image:
     """Return what a row of a listing of this kind names."""
     tag = '' if kind == 'untagged' else row.tag or ''
@@ -2843,7 +2784,7 @@ def cells(row: Row, kind: str, ages: bool) -> Dict[str, str]:
     """Return what each column shows of a row, the first under ''; push times are ages or dates."""
     pushed = '' if row.pushed is None else span(time.time() - row.pushed) + ' ago' if ages else (
         date_of(time.localtime, row.pushed, '%Y-%m-%d %H:%M') or '')
-    return {'': str(image_of(row, kind)._replace(digest='')), 'PUSHED': pushed,
+    return {'': str(image_of(row, kind)._replace(digest='')), 'PUSHED': pushed, 'BAR': '',
             'WAS': row.tag or '' if kind == 'untagged' else '',
             'DIGEST': (row.digest or '').partition(':')[2][:12],
             'TAGS': '' if row.tags is None else f'{row.tags:,}',
@@ -2859,24 +2800,21 @@ def table(listing: Listing, width: int, verbose: bool) -> Iterator[str]:
     out.  Bars show what each line frees beside the others.
     """
     lines = [cells(row, listing.kind, bool(width) and not verbose) for row in listing.rows]
-    for line in lines if width else ():
-        line['DAMAGE'] = shortened(line['DAMAGE'], 24)
+    most = max([row.frees for row in listing.rows] + [1])
+    for row, line in zip(listing.rows, lines if width else ()):
+        line.update(DAMAGE=shortened(line['DAMAGE'], 24), BAR='#' * (
+            row.frees * (width // 10) // most))
     heading = {name: name for name in COLUMNS}
     heading.update({'BAR': '', '': 'REPOSITORY' if listing.kind == 'repositories' else 'IMAGE'})
-    columns = [name for name in COLUMNS if name in ('SIZE', 'FREES') or name == 'BAR' and width
-               or any(line.get(name) for line in lines)]
-    widths = {name: max(len(line.get(name, '')) for line in [heading] + lines)
-              for name in [''] + columns}
-    widths['BAR'] = width // 10
-    for name in DISPENSABLE:
+    columns = [name for name in COLUMNS if name in ('SIZE', 'FREES')
+               or any(line[name] for line in lines)]
+    widths = {name: max(len(line[name]) for line in [heading] + lines) for name in heading}
+    for name in DISPENSABLE + ('',):
         room = width - sum(widths[column] + 2 for column in columns)
         if width and name in columns and room < min(widths[''], max(10, width // 4)):
             columns.remove(name)
-    room = width - sum(widths[column] + 2 for column in columns)
     widths[''] = min(widths[''], room) if width else widths['']
-    most = max([row.frees for row in listing.rows] + [1])
-    for row, line in zip([Row('')] + listing.rows, [heading] + lines):
-        line['BAR'] = '#' * (row.frees * widths['BAR'] // most)
+    for line in [heading] + lines:
         text = f'{shortened(line[""], widths[""]):{widths[""]}}'
         for place, name in enumerate(columns):
             right = name in NUMBERS and (place or widths[name] == len(name))
@@ -2884,26 +2822,25 @@ def table(listing: Listing, width: int, verbose: bool) -> Iterator[str]:
         yield text.rstrip()
 
 
-def list_text(listing: Listing, request: Request, v2: str, width: int, verbose: bool) -> str:
-    """Return the list, or what a check found, for a terminal of this width; 0 for no terminal."""
-    if 'read' in listing.totals:
-        return '\n'.join(check_lines(listing, v2))
+def list_text(listing: Listing, v2: str, width: int, verbose: bool) -> Iterator[str]:
+    """Yield the lines of the list for a terminal of this width; 0 for no terminal."""
     totals = {name: human_size(total) for name, total in listing.totals.items()}
     repositories, tags, blobs = (listing.totals[name] or 0 for name in (
         'repositories', 'tags', 'blobs'))
     disk = shutil.disk_usage(v2)
-    below = ['', f'All of these together free {totals["selected"]}',
-             f'Stored: {totals["size"]} in {count(blobs, "blob")}',
-             f'{count(repositories, "repository", "repositories")}, {count(tags, "tag")}',
-             f'Uploads: {totals["uploads"]}',
-             f'Of these, over a day old: {totals["old uploads"]}',
-             f'-u would free {totals["untagged"]}', f'-g would free {totals["garbage"]}',
-             f'Disk: {human_size(disk.used)} of {human_size(disk.total)} used', v2]
-    return '\n'.join([*table(listing, width, verbose), *(
-        shortened(text, width or len(text)) for text in below)])
+    yield from table(listing, width, verbose)
+    for text in (
+            '', f'All of these together free {totals["selected"]}',
+            f'Stored: {totals["size"]} in {count(blobs, "blob")}',
+            f'{count(repositories, "repository", "repositories")}, {count(tags, "tag")}',
+            f'Uploads: {totals["uploads"]}',
+            f'Of these, over a day old: {totals["old uploads"]}',
+            f'-u would free {totals["untagged"]}', f'-g would free {totals["garbage"]}',
+            f'Disk: {human_size(disk.used)} of {human_size(disk.total)} used', v2):
+        yield shortened(text, width or len(text))
 
 
-def check_lines(listing: Listing, v2: str) -> Iterator[str]:
+def check_text(listing: Listing, v2: str) -> Iterator[str]:
     """Yield what a check found: each damaged image, what is wrong with it, and what to do."""
     damaged = [row for row in listing.rows if row.damage]
     for row in damaged:
@@ -2917,31 +2854,21 @@ def check_lines(listing: Listing, v2: str) -> Iterator[str]:
         yield f'To delete it: {PROGRAM} -i {image_of(damaged[0], listing.kind)}'
 
 
-def listing_names(listing: Listing) -> str:
-    """Return the names of the lines, as `-i -` takes them; of a check, of what is damaged.
+def listing_names(listing: Listing) -> Iterator[str]:
+    """Yield the names of the lines, as `-i -` takes them; of a check, of what is damaged.
 
     What no word can name is left out, with a warning.
     """
-    names = []
     for row in listing.rows:
         image = image_of(row, listing.kind)
         try:
             known = parse_image(str(image)) == image and re.fullmatch(r'[^#\s](.*\S)?', str(image))
         except ValueError:
             known = None
-        if known and (row.damage or 'read' not in listing.totals):
-            names.append(str(image))
-        elif not known:
+        if not known:
             log.warning("No word can name '%s': it is left out", image)
-    return '\n'.join(names)
-
-
-def date_of(zone: Callable[[float], Any], when: Optional[float], form: str) -> Optional[str]:
-    """Return a time in seconds as a date; None for none, and for one that no calendar has."""
-    try:
-        return None if when is None else time.strftime(form, zone(when))
-    except (OverflowError, ValueError, OSError):
-        return None
+        elif row.damage or 'read' not in listing.totals:
+            yield str(image)
 
 
 def listing_json(listing: Listing, v2: str) -> Dict[str, Any]:
@@ -2957,13 +2884,13 @@ def listing_json(listing: Listing, v2: str) -> Dict[str, Any]:
 
 # -- The report -----------------------------------------------------------------------------------
 
-def report(outcome: Outcome, save_to: str = '') -> None:
+def report(outcome: Outcome, save_to: str) -> None:
     """Say what was, or would be, deleted; the summary comes last."""
-    gone, dry_run = outcome.gone, outcome.dry_run
+    plan, dry_run = outcome.plan, outcome.dry_run
     verb = 'Would delete' if dry_run else 'Deleted'
-    for text in gone.warnings:
+    for text in outcome.warnings:
         log.warning('%s', text)
-    for name, reason in gone.kept:
+    for name, reason in outcome.kept:
         log.log(logging.INFO if dry_run else logging.DEBUG, 'Keeps %s, %s', name, reason)
     if outcome.earlier:
         log.info('Deleted %s of the earlier run: %s freed', count(len(outcome.earlier), 'blob'),
@@ -2972,61 +2899,59 @@ def report(outcome: Outcome, save_to: str = '') -> None:
         log.info("%s what goes (%s) to '%s'. To bring it back: tar -xf '%s' -C '%s'",
                  'Would save' if dry_run else 'Saved', human_size(outcome.saved), save_to, save_to,
                  outcome.v2)
-    whole = {one.repository for one in gone.plan.references if one.kind == 'repository'}
-    named = {name for name in whole if not gone.owners.get(name)}  # not by a tag
-    tagged = {one.repository for one in gone.plan.references if one.kind == 'tag'} | whole
-    for one in gone.plan.references:
-        owner = gone.owners.get(one.repository) if one.kind == 'repository' else ''
+    whole = {one.repository for one in plan.references if one.kind == 'repository'}
+    named = {name for name in whole if not outcome.owners.get(name)}  # not by a tag
+    tagged = {one.repository for one in plan.references if one.kind == 'tag'} | whole
+    for one in plan.references:
+        owner = outcome.owners.get(one.repository) if one.kind == 'repository' else ''
         level = logging.INFO if (
             one.kind == 'repository' or one.kind == 'manifest' and one.repository not in tagged
             or one.kind in ('tag', 'upload') and one.repository not in named) else logging.DEBUG
         if log.isEnabledFor(level):
             log.log(level, '%s %s%s', verb, one.line,
                     f', with its last tag {owner}' if owner else '')
-    for digest, size in gone.plan.blobs.items():
+    for digest, size in plan.blobs.items():
         log.debug('%s blob %s (%s)', verb, digest, human_size(size))
-    for folder in gone.plan.folders:
+    for folder in plan.folders:
         log.debug("%s empty folder '%s'", verb, folder)
-    for name, reason in gone.skipped.items():
+    for name, reason in outcome.skipped.items():
         log.error('Repository %s: %s', name, reason)
     for path, reason in outcome.failed:
         log.error("Cannot delete '%s': %s", path, reason)
-    if not (outcome.nothing and (gone.skipped or outcome.failed)):
+    if not (outcome.nothing and (outcome.skipped or outcome.failed)):
         log.info('%s', summary(outcome, verb))
 
 
 def summary(outcome: Outcome, verb: str) -> str:
     """Return the line that says what went, from where, and how many bytes that freed."""
-    plan = outcome.gone.plan
-    kinds = Counter(one.kind for one in plan.references)
+    plan, kinds = outcome.plan, Counter(one.kind for one in outcome.plan.references)
     counts = [(kinds['repository'], 'repository', 'repositories'), (kinds['tag'], 'tag'),
               (kinds['manifest'], 'manifest'), (kinds['upload'], 'upload')]  # type: List[Any]
     if not (kinds['repository'] or kinds['tag'] or kinds['manifest']):
         counts += [(kinds['layer'], 'layer link'), (kinds['entry'] + kinds['leftover'], 'leftover')]
     counts += [(len(plan.blobs), 'blob'), (len(plan.folders), 'empty folder')]
     what = ', '.join(count(*item) for item in counts if item[0])
-    freed = human_size(sum(plan.blobs.values()) + outcome.gone.upload_bytes)
+    freed = human_size(sum(plan.blobs.values()) + sum(outcome.uploads.values()))
     return f'{verb} {what} of {outcome.v2}: {freed} freed' if what else 'Nothing to delete'
 
 
 def plan_json(outcome: Outcome) -> Dict[str, Any]:
     """Return what was, or would be, deleted, as `--json` prints it."""
-    gone = outcome.gone
-    blobs = {**outcome.earlier, **gone.plan.blobs}
+    blobs, upload_bytes = {**outcome.earlier, **outcome.plan.blobs}, sum(outcome.uploads.values())
 
     def named(kind: str, separator: str = '') -> List[str]:
-        return [one.repository + separator + one.item for one in gone.plan.references
+        return [one.repository + separator + one.item for one in outcome.plan.references
                 if one.kind == kind]
 
     return {'registry': outcome.v2, 'dry_run': outcome.dry_run,
             'repositories': named('repository'), 'tags': named('tag', ':'),
             'manifests': named('manifest', '@'), 'layers': len(named('layer')),
-            'uploads': len(named('upload')), 'upload_bytes': gone.upload_bytes,
+            'uploads': len(named('upload')), 'upload_bytes': upload_bytes,
             'blobs': [{'digest': digest, 'size': size} for digest, size in blobs.items()],
-            'freed': sum(blobs.values()) + gone.upload_bytes, 'warnings': gone.warnings,
+            'freed': sum(blobs.values()) + upload_bytes, 'warnings': outcome.warnings,
             'failed': [{'path': path, 'error': reason} for path, reason in outcome.failed],
             'skipped': [{'repository': name, 'error': reason}
-                        for name, reason in gone.skipped.items()]}
+                        for name, reason in outcome.skipped.items()]}
 
 
 # -- The terminal ---------------------------------------------------------------------------------
@@ -3062,14 +2987,11 @@ class Terminal(logging.StreamHandler):  # type: ignore[type-arg]
     def draw(self, text: str) -> None:
         """Show `text` in the last line, instead of what is there."""
         self.acquire()
-        try:
+        with contextlib.suppress(OSError):  # the terminal may be gone, and the work goes on
             if text != self.drawn and not (text and self.ended.is_set()):
                 self.drawn = text
                 print('\r\x1b[K' + text[:self.width - 1], end='', file=sys.stderr, flush=True)
-        except OSError:
-            pass  # the terminal may be gone, and the work goes on
-        finally:
-            self.release()
+        self.release()
 
     def end(self) -> None:
         """Take the progress line away for good."""
@@ -3247,36 +3169,34 @@ def problems(arguments: argparse.Namespace, request: Request) -> List[Tuple[Any,
 
 # -- The start ------------------------------------------------------------------------------------
 
-def look(cleaner: RegistryCleaner, arguments: argparse.Namespace, request: Request,
-         terminal: Terminal) -> Tuple[int, Dict[str, Any], str]:
+def look(cleaner: RegistryCleaner, arguments: argparse.Namespace, request: Request
+         ) -> Tuple[int, Dict[str, Any], Iterable[str]]:
     """List or check what `request` selects; return the exit status, the JSON and the text."""
     if arguments.images and not request.images:  # an empty list, which is never everything
-        return 0, {'registry': cleaner.v2, 'images': [], 'total': {}}, ''
+        return 0, {'registry': cleaner.v2, 'images': [], 'total': {}}, ()
     listing = (cleaner.check if arguments.check else cleaner.list)(request)
-    terminal.end()
     for text in listing.warnings:
         log.warning('%s', text)
-    text = listing_names(listing) if arguments.quiet else list_text(
-        listing, request, cleaner.v2, columns(sys.stdout), arguments.verbose)
-    return 3 * (arguments.check and listing.damaged), listing_json(listing, cleaner.v2), text
+    lines = listing_names(listing) if arguments.quiet else check_text(listing, cleaner.v2) if (
+        arguments.check) else list_text(
+            listing, cleaner.v2, columns(sys.stdout), arguments.verbose)
+    return 3 * (arguments.check and listing.damaged), listing_json(listing, cleaner.v2), lines
 
 
-def delete(cleaner: RegistryCleaner, arguments: argparse.Namespace, request: Request,
-           terminal: Terminal) -> Tuple[int, Dict[str, Any], str]:
+def delete(cleaner: RegistryCleaner, request: Request, save_to: str
+           ) -> Tuple[int, Dict[str, Any], str]:
     """Carry out `request` and say so; return the exit status, the JSON, and an error."""
-    outcome = Outcome(cleaner.v2, request.dry_run, NOTHING)
+    outcome = Outcome(cleaner.v2, request.dry_run)
     if request.images or request.untagged or request.garbage or request.prune:
-        outcome = cleaner.run(request, arguments.save or '')
-    terminal.end()
-    bad = bool(outcome.failed or outcome.gone.skipped)
+        outcome = cleaner.run(request, save_to)
+    bad = bool(outcome.failed or outcome.skipped)
     if bad or not (cleaner.signals.number and outcome.nothing):
-        report(outcome, arguments.save)
+        report(outcome, save_to)
     number = cleaner.signals.number
     error = 'Interrupted' if number else 'Nothing was deleted' if bad and outcome.nothing else ''
     if number and (outcome.unfinished or outcome.nothing):
         error += '. The next run frees the rest' if outcome.unfinished else '. Nothing was deleted'
-    status = 128 + number if number else (1 if outcome.nothing else 3) if bad else 0
-    return status, plan_json(outcome), error
+    return (1 if outcome.nothing else 3) if bad else 0, plan_json(outcome), error
 
 
 def run(argv: Optional[Sequence[str]], signals: Signals) -> int:
@@ -3294,17 +3214,17 @@ def run(argv: Optional[Sequence[str]], signals: Signals) -> int:
                  logging.ERROR if arguments.quiet else logging.INFO)
     if arguments.force:
         log.warning('-f, --force has no effect')
-    text = error = ''
+    lines, error = [], ''  # type: Iterable[str], str
     result: Dict[str, Any] = {'registry': None, 'images': [], 'total': {}}
     try:
         cleaner = RegistryCleaner(find_data_dir(arguments.registry_data_dir), workers=workers,
                                   signals=signals)
         if looks:
             result['registry'] = cleaner.v2
-            status, result, text = look(cleaner, arguments, request, terminal)
+            status, result, lines = look(cleaner, arguments, request)
         else:
-            result = plan_json(Outcome(cleaner.v2, request.dry_run, NOTHING))
-            status, result, error = delete(cleaner, arguments, request, terminal)
+            result = plan_json(Outcome(cleaner.v2, request.dry_run))
+            status, result, error = delete(cleaner, request, arguments.save or '')
     except UsageError as usage:
         terminal.end()
         parser.error(str(usage))
@@ -3313,18 +3233,20 @@ def run(argv: Optional[Sequence[str]], signals: Signals) -> int:
         error += '' if 'othing was deleted' in error else '. Nothing was deleted'
     except KeyboardInterrupt:
         signals.at_once = False
-        status, error = 128 + (signals.number or 2), 'Interrupted. Nothing was deleted'
+        signals.number = signals.number or signal.SIGINT
+        status, error = 0, 'Interrupted. Nothing was deleted'
     terminal.end()
     if error:
         log.error('%s', error)
         result['error'] = error
-    written = put(json.dumps(result, indent=2) if arguments.json else text)
+    written = put(json.dumps(result, indent=2) if arguments.json else '\n'.join(lines))
     return 128 + signals.number if signals.number else status if written or not looks else 1
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the command line `argv`, the process's own by default; return the exit status."""
     logging.raiseExceptions = False  # nobody may be reading, and the work goes on
+    gc.disable()  # looking for circles, of which there are few, takes a tenth of a run
     signals = Signals()
     try:
         with contextlib.suppress(ValueError):  # not in the main thread

@@ -120,7 +120,8 @@ def test_check_finds_exactly_the_damage_planted(request_of, parts, data):
             assert snapshot(tree.v2) == store, 'the check changed something'
             for name in of:
                 for digest in of[name] & planted:
-                    assert any(digest in found.get(word, '') for word in {name} | owned), 'not found'
+                    assert any(digest in found.get(word, '')
+                               for word in {name} | owned), 'not found'
                 if name in found and name not in before:
                     assert (of[name] | linked(tree.v2, name)) & planted, 'found, and is whole'
             assert set(before) <= set(found) <= of.keys() | owned
