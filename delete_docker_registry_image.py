@@ -16,7 +16,6 @@ the program refuse, or delete too little.
 """
 
 import argparse
-import calendar
 import contextlib
 import difflib
 import errno
@@ -35,6 +34,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
+from datetime import datetime
 from functools import lru_cache, partial
 from typing import (IO, AbstractSet, Any, Callable, Dict, Iterable, Iterator, List, Mapping,
                     NamedTuple, Optional, Sequence, Set, Tuple, TypeVar)
@@ -49,7 +49,7 @@ Result = TypeVar('Result')
 
 # == What both parts read with: names, records, files; changes nothing ==
 
-ALGORITHMS = {'sha256': 64, 'sha384': 96, 'sha512': 128}  # hex digits of each
+ALGORITHMS = {'sha256': 64, 'sha384': 96, 'sha512': 128}  # of six letters -> hex digits
 DIGEST = '(?:%s)' % '|'.join('%s:[0-9a-f]{%d}' % pair for pair in ALGORITHMS.items())
 IS_DIGEST = re.compile(DIGEST).fullmatch
 TAG = r'[A-Za-z0-9_][A-Za-z0-9._-]{0,127}'
@@ -323,16 +323,12 @@ class Reference(NamedTuple):
     @property
     def place(self) -> str:
         """Where it lies in its repository."""
-        return self.put_into(KINDS[self.kind].place)
+        return KINDS[self.kind].place.format(path=self.item.replace(':', '/'), **self._asdict())
 
     @property
     def line(self) -> str:
         """How a line calls it."""
-        return self.put_into(KINDS[self.kind].line)
-
-    def put_into(self, form: str) -> str:
-        """Return a form of KINDS, filled in."""
-        return form.format(path=self.item.replace(':', '/'), **self._asdict())
+        return KINDS[self.kind].line.format(**self._asdict())
 
 
 class Plan(NamedTuple):
@@ -474,7 +470,13 @@ class Workers:
         if step:
             self.step, self.done, self.total = step, 0, len(items)
         threads = 1 if self.busy or large and len(items) < 8 else min(self.threads(), len(items))
-        numbers, results = deque(range(len(items))), {}  # type: Any, Dict[int, Result]
+        results: List[Result] = []
+        if threads < 2:
+            for item in items:
+                results.append(function(item))
+                self.done += bool(step)
+            return results
+        numbers, found = deque(range(len(items))), {}  # type: Any, Dict[int, Result]
         failures: List[BaseException] = []
 
         def work() -> None:
@@ -482,13 +484,13 @@ class Workers:
                 while not failures:
                     number = numbers.popleft()
                     try:
-                        results[number] = function(items[number])
+                        found[number] = function(items[number])
                     except BaseException as error:
                         failures.append(error)
                     self.done += bool(step)
 
         helpers = [threading.Thread(target=work, daemon=True) for _ in range(threads - 1)]
-        before, self.busy = self.busy, self.busy or threads > 1
+        self.busy = True
         with contextlib.suppress(RuntimeError):  # where no more threads may be had, fewer do
             for helper in helpers:
                 helper.start()
@@ -496,10 +498,10 @@ class Workers:
         for helper in helpers:
             if helper.ident:
                 helper.join()
-        self.busy = before
+        self.busy = False
         for failure in failures:
             raise failure
-        return [results[number] for number in range(len(items))]
+        return [found[number] for number in range(len(items))]
 
 
 class Store:
@@ -596,21 +598,23 @@ class Store:
         link of a `known` one is not looked for.
         """
         found: Dict[str, Optional[str]] = {}
-        self.exists(top)
-        for algorithm in filter(ALGORITHMS.__contains__, self.folders(top)):
-            folder, wanted = f'{top}/{algorithm}/', sought if algorithm == 'sha256' else None
+        if self.exists(top) and top in self.links:
+            self.require_missing(top)
+        for algorithm in ALGORITHMS:
+            folder, wanted = f'{top}/{algorithm}', sought if algorithm == 'sha256' else None
+            if not self.exists(folder):
+                continue
             if wanted is not None and len(wanted) <= FEW:
-                names = [digest[7:] for digest in wanted if self.exists(folder + digest[7:])]
+                digests = [digest for digest in wanted if self.exists(f'{folder}/{digest[7:]}')]
             else:
-                valid = re.compile('[0-9a-f]{%d}' % ALGORITHMS[algorithm]).fullmatch
-                names = [entry.name for entry in self.entries(folder[:-1]) if valid(entry.name)
-                         and (wanted is None or 'sha256:' + entry.name in wanted)]
-            there = self.workers.each(lambda name: f'{algorithm}:{name}' == known or self.exists(
-                folder + name + '/link'), names)
-            for name, linked in zip(names, there):
-                digest = f'{algorithm}:{name}'
-                found[sys.intern(digest)] = None if not linked else (
-                    digest if algorithm == 'sha256' else self.read_link(folder + name)[0])
+                listed = [f'{algorithm}:{entry.name}' for entry in self.entries(folder)]
+                digests = [sys.intern(digest) for digest in listed if is_digest(digest)
+                           and (wanted is None or digest in wanted)]
+            there = self.workers.each(lambda digest: digest == known or self.exists(
+                f'{folder}/{digest[7:]}/link'), digests)
+            for digest, linked in zip(digests, there):
+                found[digest] = None if not linked else digest if algorithm == 'sha256' else (
+                    self.read_link(f'{folder}/{digest[7:]}')[0])
         return found
 
     def manifest(self, blob: Optional[str]) -> Manifest:
@@ -721,7 +725,9 @@ class Store:
 
     def has_links(self, name: str, below: str) -> bool:
         """Tell whether a repository has a link in `below`, _layers or _manifests/revisions."""
-        return any(blob is not None for blob in self.links_in(self.place(name, below)).values())
+        return any(is_digest(f'{algorithm}:{entry.name}') and self.exists(entry.path + '/link')
+                   for algorithm in ALGORITHMS
+                   for entry in self.entries(self.place(name, below, algorithm)))
 
     def holds_a_blob(self) -> bool:
         """Tell whether any blob is stored at all.  Refuses the disk of a MinIO server."""
@@ -1360,9 +1366,8 @@ def parse_date(text: Any) -> Optional[float]:
     if not match:
         return None
     zone = (match.group(3) or '+00') + (match.group(4) or '00')
-    parsed = time.strptime(match.group(1) + zone, '%Y-%m-%dT%H:%M:%S%z')
-    when = calendar.timegm(parsed) - (parsed.tm_gmtoff or 0) + float(match.group(2) or 0)
-    return when if when >= FIRST_IMAGE else None
+    when = datetime.strptime(match.group(1) + zone, '%Y-%m-%dT%H:%M:%S%z').timestamp()
+    return when + float(match.group(2) or 0) if when >= FIRST_IMAGE else None
 
 
 def created(store: Store, repository: Repository, digest: str) -> Optional[float]:
@@ -1883,28 +1888,28 @@ def judge_named(store: Store, asked: Tuple[str, Wish, float]) -> Verdict:
 
 
 def each_repository(store: Store, function: Callable[[Store, Item], Result],
-                    items: Sequence[Item]) -> List[Result]:
-    """Return function(store, item) of each item, each of which speaks of one repository.
+                    items: Sequence[Item]) -> Iterator[Result]:
+    """Yield function(store, item) of each item, each of which speaks of one repository.
 
     On fast storage there is more to work out than to wait for, and processes share that.
     """
-    workers, results = store.workers, []  # type: Workers, List[Result]
-    if workers.threads() < 2 and len(items) >= WORTH_A_PROCESS and sys.version_info >= (3, 7):
-        workers.step, workers.done, workers.total = 'Reading repositories', 0, len(items)
+    workers, processors, done = store.workers, min(os.cpu_count() or 1, 4), 0
+    if workers.threads() < 2 and len(items) >= WORTH_A_PROCESS and processors > 1 and (
+            sys.version_info >= (3, 7)):
+        workers.step, workers.total = 'Reading repositories', len(items)
         with contextlib.suppress(OSError, RuntimeError, ImportError, AttributeError):
             from concurrent.futures import ProcessPoolExecutor  # takes longer than many a run
             from multiprocessing import get_context
-            with ProcessPoolExecutor(min(os.cpu_count() or 1, 4), get_context('fork'),
-                                     become_helper, (os.getpid(),)) as pool:
+            with ProcessPoolExecutor(processors, get_context('fork'), become_helper,
+                                     (os.getpid(),)) as pool:
                 found: Any = pool.map(partial(function, Store(store.v2, Workers(1))), items,
-                                      chunksize=16)
+                                      chunksize=4)
                 with contextlib.closing(found):  # at a signal nobody waits for the rest
                     for result in found:
-                        results.append(result)
-                        workers.done += 1
-            return results
-    return workers.each(lambda item: function(store, item), items, 'Reading repositories',
-                        large=True)
+                        workers.done = done = done + 1
+                        yield result
+    yield from workers.each(lambda item: function(store, item), items[done:],
+                            'Reading repositories', large=True)
 
 
 def become_helper(parent: int) -> None:
@@ -1933,17 +1938,20 @@ def choose(store: Store, request: Request, now: float) -> Outcome:
     refuse_unsafe_ground(store, names, request.garbage)
     wishes = wishes_of(request, names)
     everywhere = request.garbage or request.untagged and not request.images
-    verdicts = each_repository(store, judge_named, [
-        (name, wishes[name], now) for name in names if everywhere or wishes[name].images])
+    verdicts, used, unlinked = [], set(), set()  # type: List[Verdict], Set[str], Set[str]
+    for verdict in each_repository(store, judge_named, [
+            (name, wishes[name], now) for name in names if everywhere or wishes[name].images]):
+        verdicts.append(verdict)
+        used |= verdict.used
+        unlinked.update(verdict.unlinked)
+        verdict.used, verdict.unlinked = set(), []  # of a large store they take much memory
     warnings = find_missing(store, request, wishes, {
         verdict.name: verdict.matched for verdict in verdicts})
     refuse_remove_all(store, request, verdicts, names)
     plan = Plan([one for kind in KINDS for verdict in verdicts for one in verdict.references
                  if one.kind == kind])
-    unlinked = set().union(*(verdict.unlinked for verdict in verdicts))
     if request.garbage:
-        blobs = stored(store, set().union(*(verdict.used for verdict in verdicts)),
-                       request.older_than and now - request.older_than, unlinked)
+        blobs = stored(store, used, request.older_than and now - request.older_than, unlinked)
     else:
         going = {verdict.name: verdict.references for verdict in verdicts}
         free = sorted(unlinked - store.linked(unlinked, going))
@@ -2458,7 +2466,7 @@ class Survey(NamedTuple):
     sizes: Dict[str, int]  # blob -> bytes
     shared: Set[str]  # blobs that free nothing: their files have other names, too
     links: List[str]  # the blob of each link
-    going: Dict[str, Tuple[List[str], int]]  # the same of what goes: selected, with -u, with -g
+    going: Dict[str, List[str]]  # the same of what goes: selected, with -u, with -g
     named: Set[str]  # blobs that manifests name without a link
     counts: Dict[str, int]
     matched: Set[Image]
@@ -2586,7 +2594,7 @@ class View:
         if any(image.whole for image in wish.excluded):
             return verdict
         if wish.bare and not (wish.request.untagged or spared):
-            self.add_line(self.whole(), Image(name))
+            self.add_line(self.whole(), Image(name), verdict)
             return verdict
         asked, wanted = judge.asked(wish, spared, Verdict(name), wish.bare)
         if wish.bare:
@@ -2613,10 +2621,10 @@ class View:
         tops |= going - self.graph.reach(tops)
         return {one for one in tops if one[0] != '/'}
 
-    def add_line(self, row: Row, image: Image) -> None:
+    def add_line(self, row: Row, image: Image, verdict: Optional[Verdict] = None) -> None:
         """Add the line of `row`, which `image` names, with what goes if only that is deleted."""
         try:
-            verdict = self.judge.decide(Wish([image], [], Request((image,))))
+            verdict = verdict or self.judge.decide(Wish([image], [], Request((image,))))
         except RegistryCleanerError:
             verdict = Verdict(row.repository)
         self.lines.append((row, self.stored(verdict.unlinked), verdict.upload_bytes))
@@ -2636,11 +2644,11 @@ def survey(store: Store, asked: Tuple[str, Wish, float], bad: Mapping[str, str])
         'repositories': 1, 'tags': len(repository.tags),
         'manifests': sum(blob is not None for blob in repository.revisions.values()),
         'uploads': sum(size for _, size in uploads),
-        'old uploads': sum(size for last, size in uploads if last <= now - UPLOAD_AGE)}
+        'old uploads': sum(size for last, size in uploads if last <= now - UPLOAD_AGE),
+        **{figure: verdict.upload_bytes for figure, verdict in verdicts.items()}}
     return Survey(
         view.lines, view.sizes, view.shared, view.links,
-        {figure: (view.stored(verdict.unlinked), verdict.upload_bytes)
-         for figure, verdict in verdicts.items()},
+        {figure: view.stored(verdict.unlinked) for figure, verdict in verdicts.items()},
         verdicts['garbage'].used.difference(view.links), counts, verdicts['selected'].matched,
         view.refused, verdicts['selected'].warnings,
         view.reads.difference(repository.revisions.values()))  # which were hashed when read
@@ -2657,45 +2665,47 @@ def list_images(store: Store, request: Request, now: float, bad: Mapping[str, st
     if names and not (request.images or request.untagged):
         request = request._replace(images=(Image('*'),))
     wishes = wishes_of(request, names)
-    surveys = each_repository(store, partial(survey, bad=bad), [
-        (name, wishes[name], now) for name in names])
-    warnings = find_missing(store, request, wishes, {
-        name: one.matched for name, one in zip(names, surveys)})
     sizes: Dict[str, int] = {}
     links, counts = Counter(), Counter()  # type: Any, Any
-    for one in surveys:
+    going: Any = {'selected': Counter(), 'untagged': Counter(), 'garbage': Counter()}
+    fixed: Set[str] = set()  # blobs whose going frees nothing
+    named: Set[str] = set()
+    matched, refused, lines, warnings = {}, {}, [], []  # type: Any, Any, Any, List[str]
+    for name, one in zip(names, each_repository(store, partial(survey, bad=bad), [
+            (name, wishes[name], now) for name in names])):
+        matched[name] = one.matched
         sizes.update(one.sizes)
         links.update(one.links)
         counts.update(one.counts)
+        for figure, blobs in one.going.items():
+            going[figure].update(blobs)
+        fixed |= one.shared
+        named |= one.named
+        lines += one.lines
         warnings += one.warnings
+        refused.update({'selected': one.refused} if one.refused else {})
         if reads is not None:
             reads.update((blob, one.sizes[blob]) for blob in one.reads)
+    warnings[:0] = find_missing(store, request, wishes, matched)
     sizes.update(stored(store, set(sizes)))
-    fixed = set().union(*(one.shared for one in surveys))  # going frees nothing
     fixed.update(blob for blob in sizes if store.links and store.blob(blob) in store.links)
+    going['garbage'].update(dict.fromkeys(sizes.keys() - links.keys() - named, 0))
 
-    def freed(blobs: Iterable[str], free: AbstractSet[str] = frozenset()) -> int:
-        going = Counter(blobs)
-        return sum(sizes[blob] for blob in going.keys() | free
-                   if going[blob] == links[blob] and blob not in fixed)
+    def freed(blobs: Mapping[str, int]) -> int:
+        return sum(sizes[blob] for blob, number in blobs.items()
+                   if number == links[blob] and blob not in fixed)
 
     totals = {**{name: counts[name] for name in TOTALS + ('old uploads',)},
               'blobs': len(sizes), 'size': sum(sizes.values())}  # type: Dict[str, Optional[int]]
-    orphans = sizes.keys() - links.keys() - set().union(*(one.named for one in surveys))
-    for figure in ('selected', 'untagged', 'garbage'):
-        going = [one.going[figure] for one in surveys]
-        totals[figure] = sum(size for _, size in going) + freed(
-            [blob for blobs, _ in going for blob in blobs],
-            orphans if figure == 'garbage' else frozenset())
-    refused = {'selected': one.refused for one in surveys if one.refused}
+    totals.update({figure: counts[figure] + freed(blobs) for figure, blobs in going.items()})
     for figure in ('selected', 'untagged', 'garbage'):
         try:
             refuse_unsafe_ground(store, names, figure == 'garbage')
         except RegistryCleanerError as error:
             refused[figure] = str(error)
     totals.update((figure, 0 if figure == 'selected' else None) for figure in refused)
-    rows = [row._replace(frees=0 if 'untagged' in refused else more + freed(blobs))
-            for one in surveys for row, blobs, more in one.lines]
+    rows = [row._replace(frees=0 if 'untagged' in refused else more + freed(Counter(blobs)))
+            for row, blobs, more in lines]
     rows.sort(key=lambda row: (-row.frees, row.repository, row.tag or '', row.digest or ''))
     whole = any(image.whole for image in request.images)
     return Listing(rows, totals, warnings + sorted(set(refused.values())),
