@@ -2360,7 +2360,7 @@ class RegistryCleaner:
     def list(self, request: Request) -> 'Listing':
         """Return what `request` selects, and what deleting it would free."""
         with self.look() as store:
-            return list_images(store, request, time.time())
+            return list_images(request, survey_all(store, request, time.time()))
 
     def check(self, request: Request) -> 'Listing':
         """Read all that `request` selects, and return it with its damage."""
@@ -2459,43 +2459,51 @@ class Listing(NamedTuple):
     kind: str  # what the rows are: repositories, tags (and manifests by digest), untagged
 
 
-class Survey(NamedTuple):
-    """What is told of one repository.  Only blobs that are stored count."""
+class Survey:
+    """What is told of one repository, or of several added up.  Only blobs that are stored count."""
 
-    lines: List[Tuple[Row, List[str], int]]  # with the blob of each link, and bytes of uploads
-    sizes: Dict[str, int]  # blob -> bytes
-    shared: Set[str]  # blobs that free nothing: their files have other names, too
-    links: List[str]  # the blob of each link
-    going: Dict[str, List[str]]  # the same of what goes: selected, with -u, with -g
-    named: Set[str]  # blobs that manifests name without a link
-    counts: Dict[str, int]
-    matched: Set[Image]
-    refused: str  # why what was selected must not be deleted
-    warnings: List[str]
-    reads: Set[str]  # what a check has to read
+    def __init__(self) -> None:
+        self.lines: List[Tuple[Row, List[str], int]] = []  # with the blobs and uploads that go
+        self.sizes: Dict[str, int] = {}  # blob -> bytes
+        self.shared: Set[str] = set()  # blobs that free nothing: their files have other names, too
+        self.links: Any = Counter()  # blob -> number of links
+        self.selected: Any = Counter()  # the same of those that go with all lines
+        self.untagged: Any = Counter()  # with -u
+        self.garbage: Any = Counter()  # with -g
+        self.named: Set[str] = set()  # blobs that manifests name without a link
+        self.counts: Any = Counter()
+        self.matched: Dict[str, Set[Image]] = {}  # repository -> the words that name something
+        self.refused: Dict[str, str] = {}  # figure -> why it cannot be told
+        self.warnings: List[str] = []
+        self.reads: Set[str] = set()  # what a check has to read
+
+    def add(self, other: 'Survey') -> None:
+        """Add what is told of another repository."""
+        for name, mine in vars(self).items():
+            (mine.extend if isinstance(mine, list) else mine.update)(getattr(other, name))
+
+    def freed(self, going: Mapping[str, int]) -> int:
+        """Return the bytes that are free when so many links to each blob are gone."""
+        return sum(self.sizes[blob] for blob, number in going.items()
+                   if number == self.links[blob] and blob not in self.shared)
 
 
 class View:
     """One repository, as the list shows it; `bad` is what a check found wrong with which blob."""
 
     def __init__(self, judge: Judge, bad: Mapping[str, str]) -> None:
-        self.judge, self.graph, self.bad = judge, judge.graph, bad
+        self.judge, self.graph, self.bad, self.told = judge, judge.graph, bad, Survey()
         self.repository = repository = judge.repository
         self.parts = {digest: {blob_of(repository, name) or name
                                for name in (digest, *manifest.names)}
                       for digest, manifest in repository.manifests.items()}
         links = [blob for held in (repository.layers, repository.revisions)
                  for blob in held.values() if blob]
-        self.sizes: Dict[str, int] = {}
-        self.shared: Set[str] = set()
         self.measure(set(links).union(*self.parts.values()))
-        self.links = self.stored(links)
+        self.told.links.update(self.stored(links))
         found = ((one, list(self.faults_of(one))) for one in self.graph.edges if one != ANYTHING)
         self.faults = {one: faults for one, faults in found if faults}
         self.seen: Dict[str, Tuple[int, List[str]]] = {}
-        self.lines: List[Tuple[Row, List[str], int]] = []
-        self.reads: Set[str] = set()
-        self.refused = ''
 
     def measure(self, blobs: Iterable[str]) -> None:
         """Take note of the sizes of `blobs`."""
@@ -2504,22 +2512,26 @@ class View:
             try:
                 status = os.lstat(path)
                 if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                    self.shared.add(blob)
+                    self.told.shared.add(blob)
                     status = os.stat(path)
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            self.sizes[blob] = status.st_size if stat.S_ISREG(status.st_mode) else 0
+            self.told.sizes[blob] = status.st_size if stat.S_ISREG(status.st_mode) else 0
 
     def stored(self, blobs: Iterable[str]) -> List[str]:
         """Return those of `blobs` that are stored."""
-        return [blob for blob in blobs if blob in self.sizes]
+        return [blob for blob in blobs if blob in self.told.sizes]
+
+    def size(self, blobs: Iterable[str]) -> int:
+        """Return the bytes of those of `blobs` that are stored."""
+        return sum(self.told.sizes.get(blob, 0) for blob in blobs)
 
     def faults_of(self, one: str) -> Iterator[str]:
         """Yield what is wrong with a tag or a manifest itself, told from names and sizes.
 
         What may be stored elsewhere is no damage: layers with `urls`, children of a sparse index.
         """
-        repository, sizes, bad = self.repository, self.sizes, self.bad
+        repository, sizes, bad = self.repository, self.told.sizes, self.bad
         if one[0] == '/':
             tag = repository.tags[one[1:]]
             if tag.fault:
@@ -2550,10 +2562,10 @@ class View:
             return size, self.faults.get(start, []) + faults
         if start not in self.seen:
             nodes = self.graph.reach([start])
-            blobs = self.stored(set().union(*(self.parts.get(one, ()) for one in nodes)))
-            self.reads.update(blobs)
-            self.seen[start] = (sum(map(self.sizes.__getitem__, blobs)), sorted({
-                fault for one in nodes if one in self.faults for fault in self.faults[one]}))
+            blobs = set().union(*(self.parts.get(one, ()) for one in nodes))
+            self.told.reads.update(self.stored(blobs))
+            self.seen[start] = self.size(blobs), sorted({
+                fault for one in nodes if one in self.faults for fault in self.faults[one]})
         return self.seen[start]
 
     def whole(self) -> Row:
@@ -2562,16 +2574,13 @@ class View:
         damage = sorted({f'{fault} in {self.images_with(one)}'
                          for one, faults in self.faults.items() for fault in faults})
         damage += [f'{bad[blob]}: {blob}, which no manifest here names' for blob in sorted(
-            bad.keys() & set(self.links).difference(*self.parts.values()))]
+            bad.keys() & self.told.links.keys() - set().union(*self.parts.values()))]
         linked = {digest for digest, blob in self.repository.revisions.items() if blob is not None}
-        self.reads.update(self.sizes)
-        return Row(
-            name, tags=self.judge.ordinary, untagged=len(linked - self.graph.reach(
-                self.graph.roots)),
-            pushed=max((tag.pushed for tag in tags.values() if tag.pushed is not None),
-                       default=None),
-            size=sum(map(self.sizes.__getitem__, set(self.links))),
-            damage='; '.join(damage))
+        self.told.reads.update(self.told.sizes)
+        times = [tag.pushed for tag in tags.values() if tag.pushed is not None]
+        return Row(name, None, None, self.judge.ordinary,
+                   len(linked - self.graph.reach(self.graph.roots)), max(times, default=None),
+                   self.size(self.told.links), 0, '; '.join(damage))
 
     def images_with(self, one: str) -> str:
         """Return the first few of the images that a tag or a manifest is part of."""
@@ -2586,7 +2595,7 @@ class View:
         try:
             verdict = judge.decide(wish)
         except RegistryCleanerError as error:
-            self.refused = str(error)
+            self.told.refused['selected'] = str(error)
             verdict = judge.decide(wish._replace(request=Request(), images=[]))
             verdict.matched.update(one for one in wish.images
                                    if names_something(self.repository, one))
@@ -2627,7 +2636,7 @@ class View:
             verdict = verdict or self.judge.decide(Wish([image], [], Request((image,))))
         except RegistryCleanerError:
             verdict = Verdict(row.repository)
-        self.lines.append((row, self.stored(verdict.unlinked), verdict.upload_bytes))
+        self.told.lines.append((row, self.stored(verdict.unlinked), verdict.upload_bytes))
 
 
 def survey(store: Store, asked: Tuple[str, Wish, float], bad: Mapping[str, str]) -> Survey:
@@ -2635,80 +2644,66 @@ def survey(store: Store, asked: Tuple[str, Wish, float], bad: Mapping[str, str])
     name, wish, now = asked
     repository = store.repository(name)
     view = View(Judge(store, repository, now), bad)
-    verdicts = {'selected': view.select(wish),
-                'untagged': view.judge.decide(Wish([], [], Request(untagged=True))),
-                'garbage': view.judge.decide(Wish([], [], Request(garbage=True)))}
-    uploads = [measure_upload(store, store.place(name, '_uploads', upload))
-               for upload in repository.uploads]
-    counts = {
-        'repositories': 1, 'tags': len(repository.tags),
-        'manifests': sum(blob is not None for blob in repository.revisions.values()),
-        'uploads': sum(size for _, size in uploads),
-        'old uploads': sum(size for last, size in uploads if last <= now - UPLOAD_AGE),
-        **{figure: verdict.upload_bytes for figure, verdict in verdicts.items()}}
-    return Survey(
-        view.lines, view.sizes, view.shared, view.links,
-        {figure: view.stored(verdict.unlinked) for figure, verdict in verdicts.items()},
-        verdicts['garbage'].used.difference(view.links), counts, verdicts['selected'].matched,
-        view.refused, verdicts['selected'].warnings,
-        view.reads.difference(repository.revisions.values()))  # which were hashed when read
+    told, counts = view.told, view.told.counts
+    selected = view.select(wish)
+    untagged = view.judge.decide(Wish([], [], Request(untagged=True)))
+    garbage = view.judge.decide(Wish([], [], Request(garbage=True)))
+    for figure, verdict in (('selected', selected), ('untagged', untagged), ('garbage', garbage)):
+        getattr(told, figure).update(view.stored(verdict.unlinked))
+        counts[figure] = verdict.upload_bytes
+    told.named = garbage.used - told.links.keys()
+    told.matched[name], told.warnings = selected.matched, selected.warnings
+    told.reads.difference_update(repository.revisions.values())  # which were hashed when read
+    counts.update(repositories=1, tags=len(repository.tags), manifests=sum(
+        blob is not None for blob in repository.revisions.values()))
+    for upload in repository.uploads:
+        last, size = measure_upload(store, store.place(name, '_uploads', upload))
+        counts['uploads'] += size
+        counts['old uploads'] += size * (last <= now - UPLOAD_AGE)
+    return told
 
 
-def list_images(store: Store, request: Request, now: float, bad: Mapping[str, str] = {},
-                reads: Optional[Dict[str, int]] = None) -> Listing:
-    """Return what `request` selects: all repositories if it names no image.  Changes nothing.
+def survey_all(store: Store, request: Request, now: float, bad: Mapping[str, str] = {}) -> Survey:
+    """Return what is told of all repositories, with a line for each thing that is selected.
 
-    `bad` are blobs with what a check found; what it has to read is added to `reads`.
+    That is each repository if the request names no image.  `bad` are blobs with what a check found.
     Raises RegistryCleanerError for a word that names nothing, and OSError.
     """
     names = store.repository_names()
     if names and not (request.images or request.untagged):
         request = request._replace(images=(Image('*'),))
-    wishes = wishes_of(request, names)
-    sizes: Dict[str, int] = {}
-    links, counts = Counter(), Counter()  # type: Any, Any
-    going: Any = {'selected': Counter(), 'untagged': Counter(), 'garbage': Counter()}
-    fixed: Set[str] = set()  # blobs whose going frees nothing
-    named: Set[str] = set()
-    matched, refused, lines, warnings = {}, {}, [], []  # type: Any, Any, Any, List[str]
-    for name, one in zip(names, each_repository(store, partial(survey, bad=bad), [
-            (name, wishes[name], now) for name in names])):
-        matched[name] = one.matched
-        sizes.update(one.sizes)
-        links.update(one.links)
-        counts.update(one.counts)
-        for figure, blobs in one.going.items():
-            going[figure].update(blobs)
-        fixed |= one.shared
-        named |= one.named
-        lines += one.lines
-        warnings += one.warnings
-        refused.update({'selected': one.refused} if one.refused else {})
-        if reads is not None:
-            reads.update((blob, one.sizes[blob]) for blob in one.reads)
-    warnings[:0] = find_missing(store, request, wishes, matched)
-    sizes.update(stored(store, set(sizes)))
-    fixed.update(blob for blob in sizes if store.links and store.blob(blob) in store.links)
-    going['garbage'].update(dict.fromkeys(sizes.keys() - links.keys() - named, 0))
-
-    def freed(blobs: Mapping[str, int]) -> int:
-        return sum(sizes[blob] for blob, number in blobs.items()
-                   if number == links[blob] and blob not in fixed)
-
-    totals = {**{name: counts[name] for name in TOTALS + ('old uploads',)},
-              'blobs': len(sizes), 'size': sum(sizes.values())}  # type: Dict[str, Optional[int]]
-    totals.update({figure: counts[figure] + freed(blobs) for figure, blobs in going.items()})
+    wishes, total = wishes_of(request, names), Survey()
+    for told in each_repository(store, partial(survey, bad=bad), [
+            (name, wishes[name], now) for name in names]):
+        total.add(told)
+    total.warnings[:0] = find_missing(store, request, wishes, total.matched)
     for figure in ('selected', 'untagged', 'garbage'):
         try:
             refuse_unsafe_ground(store, names, figure == 'garbage')
         except RegistryCleanerError as error:
-            refused[figure] = str(error)
-    totals.update((figure, 0 if figure == 'selected' else None) for figure in refused)
-    rows = [row._replace(frees=0 if 'untagged' in refused else more + freed(Counter(blobs)))
-            for row, blobs, more in lines]
+            total.refused[figure] = str(error)
+    orphans = stored(store, set(total.sizes))
+    total.sizes.update(orphans)
+    total.garbage.update(dict.fromkeys(orphans.keys() - total.named, 0))
+    total.shared.update(blob for blob in total.sizes
+                        if store.links and store.blob(blob) in store.links)
+    return total
+
+
+def list_images(request: Request, total: Survey) -> Listing:
+    """Return the list of what `request` selects, of which `total` tells."""
+    totals: Any = {name: total.counts[name] for name in TOTALS + ('old uploads',)}
+    totals.update(blobs=len(total.sizes), size=sum(total.sizes.values()))
+    for figure, going in (('selected', total.selected), ('untagged', total.untagged),
+                          ('garbage', total.garbage)):
+        totals[figure] += total.freed(going)
+        if figure in total.refused:
+            totals[figure] = 0 if figure == 'selected' else None
+    rows = [row._replace(frees=0 if 'untagged' in total.refused else (
+        uploads + total.freed(Counter(blobs)))) for row, blobs, uploads in total.lines]
     rows.sort(key=lambda row: (-row.frees, row.repository, row.tag or '', row.digest or ''))
-    whole = any(image.whole for image in request.images)
-    return Listing(rows, totals, warnings + sorted(set(refused.values())),
+    whole = not request.images or any(image.whole for image in request.images)
+    return Listing(rows, totals, total.warnings + sorted(set(total.refused.values())),
                    any(row.damage for row in rows),
                    'untagged' if request.untagged else 'repositories' if whole else 'tags')
 
@@ -2717,15 +2712,16 @@ def list_images(store: Store, request: Request, now: float, bad: Mapping[str, st
 
 def check_images(store: Store, request: Request, now: float) -> Listing:
     """Return what `request` selects, with the damage that reading every byte of it shows."""
-    reads: Dict[str, int] = {}
-    list_images(store, request, now, reads=reads)
+    told = survey_all(store, request, now)
     workers, jobs = store.workers, store.workers.jobs
     workers.jobs = max(workers.threads(), os.cpu_count() or 1)
-    faults = workers.each(lambda blob: (blob, fault_of(store, blob, reads[blob])), sorted(
-        reads, key=lambda blob: -reads[blob]), 'Reading blobs')
+    blobs = sorted(told.reads, key=lambda blob: -told.sizes[blob])
+    faults = workers.each(lambda blob: fault_of(store, blob, told.sizes[blob]), blobs,
+                          'Reading blobs')
     workers.jobs = jobs
-    listing = list_images(store, request, now, {blob: fault for blob, fault in faults if fault})
-    listing.totals['read'] = sum(reads.values())
+    bad = {blob: fault for blob, fault in zip(blobs, faults) if fault}
+    listing = list_images(request, survey_all(store, request, now, bad))
+    listing.totals['read'] = sum(map(told.sizes.__getitem__, blobs))
     return listing
 
 

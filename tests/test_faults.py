@@ -20,7 +20,7 @@ import model
 from faults import (
     ASIDE, GONE, KEPT, KILLED, OWN, PROBE, Faults, fast_folder, left_behind,
 )
-from tree import DAY, DOCKER_LIST, Tree, digest_of, encode, write
+from tree import DAY, DOCKER_LIST, Tree, digest_of, encode, entries_below, write
 
 SCRIPT = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
                       'delete_docker_registry_image.py')
@@ -268,12 +268,11 @@ class Copy:
 def read_files(root):
     """{path: (content, time of the last change)}; the script's own folders are left out."""
     found = {}
-    for folder, below, names in os.walk(root):
-        below[:] = [name for name in below if not name.startswith(OWN)]
-        for name in names:
-            path = os.path.join(folder, name)
-            with open(path, 'rb') as file:
-                found[path[len(root) + 1:]] = file.read(), os.fstat(file.fileno()).st_mtime_ns
+    for entry in entries_below(root, lambda folder: not folder.name.startswith(OWN)):
+        if not entry.is_dir(follow_symlinks=False):
+            with open(entry.path, 'rb', buffering=0) as file:
+                found[entry.path[len(root) + 1:]] = (
+                    file.read(), os.fstat(file.fileno()).st_mtime_ns)
     return found
 
 

@@ -229,16 +229,32 @@ def set_age(path, age):
 
 def snapshot(root):
     """Everything below `root`: path -> (kind, content or target, mtime in ns)."""
-    seen = {}
-    for base, folders, files in os.walk(str(root)):
-        for path in [base] + [os.path.join(base, name) for name in folders + files]:
-            status = os.lstat(path)
-            if stat.S_ISLNK(status.st_mode):
-                what = ('symlink', os.readlink(path))
-            elif stat.S_ISDIR(status.st_mode):
-                what = ('folder', '')
-            else:
-                with open(path, 'rb') as stream:
-                    what = ('file', stream.read())
-            seen[os.path.relpath(path, str(root))] = what + (status.st_mtime_ns,)
+    root = str(root)
+    seen = {'.': ('folder', '', os.lstat(root).st_mtime_ns)} if os.path.isdir(root) else {}
+    for entry in entries_below(root):
+        status = os.lstat(entry.path)
+        if stat.S_ISLNK(status.st_mode):
+            what = ('symlink', os.readlink(entry.path))
+        elif stat.S_ISDIR(status.st_mode):
+            what = ('folder', '')
+        else:
+            with open(entry.path, 'rb', buffering=0) as stream:
+                what = ('file', stream.read())
+        seen[os.path.relpath(entry.path, root)] = what + (status.st_mtime_ns,)
     return seen
+
+
+def entries_below(root, enter=lambda folder: True):
+    """Yield all that is below `root`, as os.scandir does; but for folders not to enter.
+
+    There are thousands of such walks, and os.walk takes longer the deeper a tree is.
+    """
+    todo = [root] if os.path.isdir(root) else []
+    while todo:
+        with os.scandir(todo.pop()) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    yield entry
+                elif enter(entry):
+                    yield entry
+                    todo.append(entry.path)
