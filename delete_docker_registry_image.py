@@ -2168,34 +2168,25 @@ def find_data_dir(given: Optional[str]) -> str:
 
 
 def find_v2(directory: str) -> str:
-    """Return the V2 folder that `directory` holds or is.  Raises RegistryCleanerError."""
-    top = directory
+    """Return the V2 folder that `directory` holds or is: by where it is, or by what it holds.
+
+    Raises RegistryCleanerError if there is none.
+    """
+    top, why = directory, 'is no folder that exists'
     try:
         top = os.path.abspath(directory).rstrip('/') if directory else ''
         for below in ('/docker/registry/v2', '/registry/v2', '/v2', '') if directory else ():
-            if is_v2(top + below):
-                return top + below
-        why = "holds no 'docker/registry/v2'" if is_folder(top) else 'is no folder that exists'
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                held = set(os.listdir(top + below or '/')) - {*COPIES, 'lost+found'}
+                if (top + below).endswith('/docker/registry/v2') or held and (
+                        held <= {'blobs', 'repositories'}):
+                    return top + below
+                why = why if below else "holds no 'docker/registry/v2'"
     except OSError as error:
         raise cannot_read(error)
     raise RegistryCleanerError(
         f"No registry found: '{top}' {why}. Nothing was deleted. Name the folder that the registry "
         'keeps its data in with -d')
-
-
-def is_v2(path: str) -> bool:
-    """Tell whether `path` is a V2 folder: by where it is, or since it holds nothing else."""
-    held = set(os.listdir(path)) - {*COPIES, 'lost+found'} if is_folder(path) else {''}
-    return path.endswith('/docker/registry/v2') and held != {''} or (
-        bool(held) and held <= {'blobs', 'repositories'})
-
-
-def is_folder(path: str) -> bool:
-    """Tell whether `path` is a folder.  Raises OSError if that cannot be known."""
-    try:
-        return stat.S_ISDIR(os.stat(path).st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
 
 
 # -- The archive of what goes ---------------------------------------------------------------------
