@@ -1119,13 +1119,8 @@ class Removal:
         """Remove what goes of a repository, in order, and stop where something cannot be."""
         whole = references[-1].kind == 'repository'
         for place in [one.place for one in references if one.place] + WHOLE * whole:
-            try:
-                if self.signals.number:
-                    self.account.unfinished = True
-                    return
-                remove(self.store.place(name, place))
-            except OSError as error:
-                return self.account.fail(error, self.store.place(name, place))
+            if not self.attempt(self.store.place(name, place), remove):
+                return
         if whole:
             with contextlib.suppress(OSError):
                 os.rmdir(self.store.place(name))
@@ -1161,34 +1156,35 @@ class Removal:
         self.store.workers.each(self.delete_blob, unlinked, 'Deleting blobs')
         if self.account.unfinished or len(self.account.failed) > failed:
             return  # the next run finds what is left by the links
-        self.store.workers.each(self.delete, leaves, 'Removing links')
+        self.store.workers.each(lambda path: self.attempt(path, remove), leaves, 'Removing links')
         for folder in folders:
-            self.delete(folder, shutil.rmtree)
+            self.attempt(folder, shutil.rmtree)
         for path in sorted(repositories, reverse=True):
             name = path[len(self.store.repositories):].split('/', 2)[2]
             with contextlib.suppress(OSError):  # others lie below it, or it is a mount point
                 os.rmdir(self.store.place(name))
 
-    def delete_blob(self, digest: str) -> None:
-        """Delete a blob that nothing links."""
-        self.account.unfinished = self.account.unfinished or bool(self.signals.number)
-        try:
-            size = None if self.account.unfinished else self.store.size(digest)
-            if size is not None:
-                remove(self.store.blob(digest), 'data')
-                self.account.blobs[digest] = size
-        except OSError as error:
-            self.account.fail(error, self.store.blob(digest))
-
-    def delete(self, path: str, removal: Optional[Callable[[str], None]] = None) -> None:
-        """Remove a folder of what is gone."""
+    def attempt(self, path: str, change: Callable[[str], Any]) -> bool:
+        """Do change(path), unless interrupted; tell whether that went well, and note it if not."""
         try:
             if self.signals.number:
                 self.account.unfinished = True
-            else:
-                (removal or remove)(path)
+                return False
+            change(path)
+            return True
         except (OSError, RecursionError) as error:
             self.account.fail(error, path)
+            return False
+
+    def delete_blob(self, digest: str) -> None:
+        """Delete a blob that nothing links."""
+        def change(path: str) -> None:
+            size = self.store.size(digest)
+            if size is not None:
+                remove(path, 'data')
+                self.account.blobs[digest] = size
+
+        self.attempt(self.store.blob(digest), change)
 
     def prune(self, folders: List[str]) -> None:
         """Remove empty folders, but for those that a repository with a tag or manifest needs."""
@@ -2185,8 +2181,8 @@ def find_v2(directory: str) -> str:
     except OSError as error:
         raise cannot_read(error)
     raise RegistryCleanerError(
-        f"No registry found: '{top}' {why}. Nothing was deleted. Name the folder that the registry "
-        'keeps its data in with -d')
+        f"No registry found: '{top or directory}' {why}. Nothing was deleted. Name the folder that "
+        'the registry keeps its data in with -d')
 
 
 # -- The archive of what goes ---------------------------------------------------------------------
