@@ -176,8 +176,11 @@ def parse_image(word: str) -> Image:
         raise ValueError(f"'{word}' is no valid image name", word)
     if at and not is_digest(digest):
         raise ValueError(f"'{word}' has no valid digest after the '@'", word)
-    if colon and not (re.fullmatch('/.+/' if tag[:1] == '/' else TAG, tag) or is_pattern(tag)):
-        raise ValueError(f"'{word}' has no valid tag after the ':'", word)
+    if colon and not (re.fullmatch('/.+/', tag) if tag[:1] == '/' else (
+            re.fullmatch(TAG, tag) or is_pattern(tag))):
+        raise ValueError(f"'{word}' has no valid tag after the ':' (a regular expression stands "
+                         'between slashes)' if tag[:1] == '/' else
+                         f"'{word}' has no valid tag after the ':'", word)
     try:
         expression(name), expression(tag)
     except (re.error, OverflowError, RecursionError) as error:
@@ -233,7 +236,8 @@ def spelled(name: str, names: Set[str], excluding: bool = False) -> str:
     A host without a port goes only from an exclusion, and if what remains exists.
     """
     host, _, rest = name.partition('/')
-    copied = re.fullmatch(HOST, host) or excluding and '.' in host and matching(rest, names)
+    copied = re.fullmatch(HOST, host) and (':' in host or not is_pattern(rest)) or (
+        excluding and '.' in host and matching(rest, names))
     return rest if rest and copied and not matching(name, names) and name not in names else name
 
 
@@ -278,7 +282,8 @@ class Account:
         self.failed: List[Tuple[str, str]] = []  # path, and why it could not be removed
         self.blobs: Dict[str, int] = {}  # those deleted, with the bytes that this freed
         self.folders: List[str] = []  # empty ones that are gone
-        self.put_back = False  # it was interrupted before anything was final
+        self.left: Set[Any] = set()  # references that could not be removed
+        self.put_back = False  # it ended before anything was final
         self.unfinished = False  # it was interrupted later
 
     def fail(self, error: BaseException, path: str) -> None:
@@ -525,19 +530,34 @@ class Store:
         algorithm, _, digits = digest.partition(':')
         return f'{self.blobs}/{algorithm}/{digits[:2]}/{digits}'
 
-    def exists(self, path: str) -> bool:
-        """Tell whether anything is at `path`, and take note if it is a symbolic link."""
+    def exists(self, folder: str) -> bool:
+        """Tell whether `folder` is there, and take note if it is a symbolic link.
+
+        Raises OSError where that leads nowhere, or where a file is in the way: is a disk away?
+        """
         try:
-            if stat.S_ISLNK(os.lstat(path).st_mode):
-                self.links.add(path)
+            is_link = stat.S_ISLNK(os.lstat(folder).st_mode)
+        except FileNotFoundError:
+            return False
+        if is_link:
+            self.links.add(folder)
+            self.require_missing(folder)
+        return True
+
+    def has_link(self, folder: str) -> bool:
+        """Tell whether a `link` is in `folder`.  Raises OSError as exists() does."""
+        try:
+            if stat.S_ISLNK(os.lstat(folder + '/link').st_mode):
+                self.links.add(folder + '/link')
             return True
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
+            self.require_missing(folder)
             return False
 
     def require_missing(self, path: str) -> None:
         """Raise OSError if `path` is only missing because a symbolic link leads nowhere."""
         while not os.path.lexists(path):
-            path = os.path.dirname(path)
+            path = path.rpartition('/')[0]
         if not os.path.exists(path):
             raise OSError(errno.ENOENT, f"a symbolic link to '{os.readlink(path)}', which is not "
                           'there: mount it, or remove the link', path)
@@ -577,11 +597,13 @@ class Store:
                 return None
             else:
                 raise
-        with open(descriptor, 'rb', buffering=0) as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(errno.EINVAL, 'it is no regular file', path)
-            return file.read(min(limit, status.st_size + 1)), status.st_mtime
+            return os.read(descriptor, min(limit, status.st_size + 1)), status.st_mtime
+        finally:
+            os.close(descriptor)
 
     def read_link(self, folder: str) -> Tuple[Optional[str], Optional[float]]:
         """Return the digest in `folder`/link and its mtime: '' for no digest, None if missing."""
@@ -598,8 +620,7 @@ class Store:
         link of a `known` one is not looked for.
         """
         found: Dict[str, Optional[str]] = {}
-        if self.exists(top) and top in self.links:
-            self.require_missing(top)
+        self.exists(top)
         for algorithm in ALGORITHMS:
             folder, wanted = f'{top}/{algorithm}', sought if algorithm == 'sha256' else None
             if not self.exists(folder):
@@ -610,8 +631,8 @@ class Store:
                 listed = [f'{algorithm}:{entry.name}' for entry in self.entries(folder)]
                 digests = [sys.intern(digest) for digest in listed if is_digest(digest)
                            and (wanted is None or digest in wanted)]
-            there = self.workers.each(lambda digest: digest == known or self.exists(
-                f'{folder}/{digest[7:]}/link'), digests)
+            there = self.workers.each(lambda digest: digest == known or self.has_link(
+                f'{folder}/{digest[7:]}'), digests)
             for digest, linked in zip(digests, there):
                 found[digest] = None if not linked else digest if algorithm == 'sha256' else (
                     self.read_link(f'{folder}/{digest[7:]}')[0])
@@ -634,9 +655,9 @@ class Store:
             return Manifest(fault='its content does not match its digest')
         return parse_manifest(found[0])
 
-    def repository_names(self) -> List[str]:
+    def repository_names(self, tops: Sequence[str] = ('',)) -> List[str]:
         """Return the names of all repositories, sorted: folders that hold what one holds."""
-        found, todo = [], ['']
+        found, todo = [], list(tops)
         while todo:
             listed = self.workers.each(lambda name: self.folders(self.repositories + name), todo,
                                        'Looking for repositories')
@@ -710,7 +731,16 @@ class Store:
                 if blob in sought and (kind, digest) not in gone}
 
         names = self.repository_names() if sought else []
-        return set().union(*self.workers.each(links, names, 'Looking for links'))
+        return set().union(sought & self.kept_links(), *self.workers.each(
+            links, names, 'Looking for links'))
+
+    def kept_links(self) -> Set[str]:
+        """Return the blobs of the links that no run could put back: those count like others."""
+        tops = [entry.name for entry in self.entries(self.repositories)
+                if entry.name.startswith(OWN + 'kept') and entry.is_dir()]
+        names = self.repository_names(['/' + top for top in tops]) if tops else []
+        return {blob for name in names for below in ('_layers', '_manifests/revisions')
+                for blob in self.links_in(self.place(name, below)).values() if blob}
 
     def size(self, digest: str) -> Optional[int]:
         """Return the bytes that removing the blob frees, None when it is not stored."""
@@ -725,7 +755,7 @@ class Store:
 
     def has_links(self, name: str, below: str) -> bool:
         """Tell whether a repository has a link in `below`, _layers or _manifests/revisions."""
-        return any(is_digest(f'{algorithm}:{entry.name}') and self.exists(entry.path + '/link')
+        return any(is_digest(f'{algorithm}:{entry.name}') and self.has_link(entry.path)
                    for algorithm in ALGORITHMS
                    for entry in self.entries(self.place(name, below, algorithm)))
 
@@ -766,8 +796,19 @@ def settings(proc: str, words: List[str]) -> List[str]:
 
 
 def seen(proc: str, path: str) -> str:
-    """Return where we see the `path` of another process, which may be in a container."""
-    return f'{proc}/root{path}' if path.startswith('/') else f'{proc}/cwd/{path}'
+    """Return where we see the `path` of another process, which may be in a container.
+
+    There, a symbolic link that is absolute begins at the root of the container.
+    """
+    at = f'{proc}/root' if path.startswith('/') else f'{proc}/cwd'
+    todo, links = path.split('/')[::-1], 0
+    while todo and links < 40:
+        at += '/' + todo.pop()
+        if os.path.islink(at):
+            target, links = os.readlink(at), links + 1
+            todo += target.split('/')[::-1]
+            at = f'{proc}/root' if target.startswith('/') else os.path.dirname(at)
+    return at
 
 
 def peek(path: str) -> str:
@@ -798,7 +839,7 @@ def read_only_mode(text: str) -> Optional[bool]:
     end = r'[\'"]?\s*:\s*\{?\s*[\'"]?'
     found = re.search(
         r'(?m)(^[ \t]*|)[\'"]?maintenance[\'"]?\s*?:(?:[ \t]*\n(?:\1[ \t]+\S.*\n)*?\1[ \t]+|'
-        r'\s*\{?\s*)[\'"]?readonly' + end + 'enabled' + end + r'(\w+)', text)
+        r'\s*\{?\s*)[\'"]?readonly' + end + 'enabled' + end + r'(\w+)', text[:1 << 16])
     return found.group(2).lower() in ('true', 'yes', 'on') if found else None
 
 
@@ -840,15 +881,21 @@ def guard(store: Store, request: Request, plan: Plan) -> Dict[str, List[Set[Tupl
                 and (reference.kind == 'entry') == bool(re.fullmatch(TAG, reference.tag))):
             raise Fault(f"'{reference}' is no place in the store")
     for path in plan.folders:
-        if not path.startswith((store.repositories + '/', store.blobs + '/')):
+        if not path.startswith((store.repositories + '/', store.blobs + '/')) or (
+                path != os.path.normpath(path)):
             raise Fault(f"'{path}' is no folder of the store")
+    if not all(map(is_digest, plan.blobs)):
+        raise Fault('what is no digest would go as a blob')
     images, excluded = Words(request.images, names), Words(request.excluded, names, True)
     require_one_name(store, names, going)
 
     def look_again(name: str) -> List[Set[Tuple[str, str]]]:
         repository = store.repository(name)
-        require_named(repository, going[name], () if request.untagged else images.of(name),
-                      excluded.of(name))
+        words = images.of(name)
+        if repository.going(going[name], 'manifest') and not words and (
+                request.images or not request.untagged):
+            raise Fault(f'a manifest of {name} would go, and no word names it')
+        require_named(repository, going[name], () if request.untagged else words, excluded.of(name))
         return [require_unneeded(repository, going[name], plan.blobs),
                 standing(repository, repository.manifests)]
 
@@ -878,7 +925,7 @@ def require_named(repository: Repository, going: List[Reference], images: Sequen
             raise Fault(f'tag {repository.name}:{tag} would go, and no word names it')
     if whole and any(left) and (excluded or not any(image.whole for image in images)):
         raise Fault(f'repository {repository.name} would go, and no word names it')
-    if any(image.whole or image.digest in manifests for image in excluded):
+    if any(not image.tag and image.digest in {'', *manifests} for image in excluded):
         raise Fault(f'something of {repository.name} would go, and it is excluded')
 
 
@@ -972,9 +1019,11 @@ class Removal:
             log.warning('An earlier run was interrupted before anything was final. What it had set '
                         'aside is put back')
             self.put_back_all()
-        if self.committed():
+        gone = [one.path for one in self.store.entries(self.store.repositories)
+                if one.name.startswith(OWN + 'gone') and not one.is_symlink()]
+        if gone:
             log.warning('An earlier run was interrupted. What it had decided is finished first')
-            self.free(self.committed())
+            self.free(gone)
         self.store.links.clear()
         self.signals.at_once = True
 
@@ -993,6 +1042,7 @@ class Removal:
                 lambda name: real and self.set_aside(name, parts[name], *staying[name]), parts,
                 'Setting aside')
         except OSError:
+            self.account.put_back = True
             self.put_back_all()
             raise
         moved = os.path.lexists(self.aside)
@@ -1001,21 +1051,15 @@ class Removal:
         if self.signals.number:
             self.account.put_back = True
             return self.put_back_all()
-        if moved:
-            self.commit()
+        final = [self.commit()] if moved else []
         left = [name for name, aside in zip(parts, done) if not aside]
         if left:
             log.warning('There is no room or no way to set %d repositories aside: what goes of '
                         'them is removed at once, without a way back', len(left))
             self.store.workers.each(lambda name: self.remove_now(name, parts[name]), left)
             sync(self.store.repositories)
-        self.free(self.committed(), plan.blobs)
+        self.free(final, plan.blobs)
         self.prune(plan.folders)
-
-    def committed(self) -> List[str]:
-        """Return the folders that hold what is gone: this run's, and what earlier ones left."""
-        return [one.path for one in self.store.entries(self.store.repositories)
-                if one.name.startswith(OWN + 'gone') and not one.is_symlink()]
 
     def set_aside(self, name: str, references: List[Reference],
                   staying: Set[Tuple[str, str]], seen: Set[Tuple[str, str]]) -> bool:
@@ -1036,26 +1080,40 @@ class Removal:
             way_back = error.errno not in NO_WAY_BACK
             reason = f"cannot set aside '{error.filename}': {error.strerror}"
         if reason:
-            self.put_back_parts(name)
+            way_back = not self.put_back_parts(name) or way_back
             if way_back:
-                self.account.skipped[name] = reason + '. It was left as it was'
+                self.account.skipped[name] = reason + ('. What could not be put back is kept' if (
+                    os.path.lexists(f'{self.kept}/{name}')) else '. It was left as it was')
         return way_back
 
-    def put_back_parts(self, name: str) -> None:
+    def put_back_parts(self, name: str) -> bool:
         """Put back what is aside of a repository; what cannot go back is kept, never committed."""
         places = [(f'{self.aside}/{name}/{part}', part) for part in PARTS]
-        if not all(self.put_back(source, self.store.place(name, part)) for source, part in places):
-            for source, part in places:
-                if os.path.lexists(source):
-                    move(source, f'{self.kept}/{name}/{part}')
+        if all(self.put_back(source, self.store.place(name, part)) for source, part in places):
+            return True
+        for source, part in places:
+            if os.path.lexists(source):
+                move(source, f'{self.kept}/{name}/{part}')
+        return False
 
     def standing(self, folder: str) -> Set[Tuple[str, str]]:
-        """Return the tags in a repository's folder with their digests, and its manifests."""
-        top = folder + '/_manifests/tags'
-        revisions = self.store.links_in(folder + '/_manifests/revisions')
-        return {(digest, '') for digest, blob in revisions.items() if blob is not None} | {
-            (tag, digest) for tag in self.store.folders(top) if re.fullmatch(TAG, tag)
-            for digest in self.store.read_link(f'{top}/{tag}/current')[:1] if digest is not None}
+        """Return the tags in a repository's folder with their digests, and its manifests.
+
+        A symbolic link that was moved may lead nowhere: nothing can be pushed to what is there.
+        """
+        def digest_of(folder: str) -> Optional[str]:
+            with contextlib.suppress(OSError):
+                return self.store.read_link(folder + '/current')[0]
+            return ''
+
+        tags, revisions = folder + '/_manifests/tags', folder + '/_manifests/revisions'
+        links = self.store.links_in(revisions) if os.path.exists(revisions) else {}
+        found = {(digest, '') for digest, blob in links.items() if blob is not None}
+        for entry in self.store.entries(tags) if os.path.exists(tags) else ():
+            digest = digest_of(entry.path) if re.fullmatch(TAG, entry.name) else None
+            if digest is not None and entry.is_dir():
+                found.add((entry.name, digest))
+        return found
 
     def put_back(self, source: str, place: str) -> bool:
         """Move `source` back to `place`.  What is there by now stays, and nothing is overwritten.
@@ -1070,7 +1128,8 @@ class Removal:
                 move(source, place)
             elif os.path.isdir(source) and not os.path.islink(source) and os.path.isdir(place):
                 for name in sorted(os.listdir(source)):
-                    if done or set(PARTS).isdisjoint([*source.split('/'), name]):
+                    if done or set(PARTS).isdisjoint(
+                            [*source[len(self.aside):].split('/'), name]):
                         done = self.put_back(f'{source}/{name}', f'{place}/{name}') and done
                 with contextlib.suppress(OSError):
                     os.rmdir(source)
@@ -1079,7 +1138,7 @@ class Removal:
             else:
                 os.unlink(source)
             return done
-        except OSError as error:
+        except (OSError, RecursionError) as error:
             self.account.fail(error, place)
             return False
 
@@ -1089,15 +1148,17 @@ class Removal:
         if os.path.lexists(self.aside):
             os.rename(self.aside, free_name(self.kept))
 
-    def commit(self) -> None:
-        """Make the deletion final: from here on what is aside is gone."""
+    def commit(self) -> str:
+        """Make the deletion final: from here on what is aside is gone; return where it is."""
+        gone = free_name(self.gone)
         try:
-            os.rename(self.aside, free_name(self.gone))
+            os.rename(self.aside, gone)
         except OSError as error:
             self.put_back_all()
             raise RegistryCleanerError(
                 f"Cannot rename '{self.aside}': {error.strerror}. Nothing was deleted")
         sync(self.store.repositories, only_itself=True)
+        return gone
 
     def renames_are_moves(self) -> bool:
         """Tell whether a folder can be set aside: on a mounted bucket, renames copy and merge."""
@@ -1108,7 +1169,7 @@ class Removal:
             os.rename(self.probe + '/empty', self.probe + '/full')
             return False
         except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, *NO_WAY_BACK):
                 raise
             return error.errno in (errno.ENOTEMPTY, errno.EEXIST)
         finally:
@@ -1118,9 +1179,10 @@ class Removal:
     def remove_now(self, name: str, references: List[Reference]) -> None:
         """Remove what goes of a repository, in order, and stop where something cannot be."""
         whole = references[-1].kind == 'repository'
-        for place in [one.place for one in references if one.place] + WHOLE * whole:
-            if not self.attempt(self.store.place(name, place), remove):
-                return
+        for number, one in enumerate(references):
+            for place in WHOLE if one.kind == 'repository' else [one.place]:
+                if not self.attempt(self.store.place(name, place), remove):
+                    return self.account.left.update(references[number:])
         if whole:
             with contextlib.suppress(OSError):
                 os.rmdir(self.store.place(name))
@@ -1140,7 +1202,9 @@ class Removal:
                                 if entry.is_dir(follow_symlinks=False)]:
                 kind, algorithm = path.split('/')[-2:]
                 digest = f'{algorithm}:{entry.name}'
-                leaf = is_digest(digest) or path.endswith(('/_manifests/tags', '/_uploads'))
+                leaf = path.endswith(('/_manifests/tags', '/_uploads')) or (
+                    is_digest(digest) and path.endswith((f'/_layers/{algorithm}',
+                                                         f'/_manifests/revisions/{algorithm}')))
                 (leaves if leaf else level).append(entry.path)
                 if entry.name in PARTS:
                     repositories.add(path)
@@ -1238,20 +1302,21 @@ def free_name(path: str) -> str:
 
 
 def sync(folder: str, only_itself: bool = False) -> None:
-    """Let the file system of `folder` write down what was changed."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Let the file system of `folder` write down what was changed; say if it cannot."""
     try:
-        import ctypes  # takes longer than many a run
-        if only_itself:
-            os.fsync(descriptor)
-        elif ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            import ctypes  # takes longer than many a run
+            if only_itself:
+                os.fsync(descriptor)
+            elif ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        finally:
+            os.close(descriptor)
     except (ImportError, AttributeError):
         os.sync()
     except OSError as error:
         log.warning("Cannot sync '%s': %s", folder, error.strerror)
-    finally:
-        os.close(descriptor)
 
 
 # -- The ground: a store of its own, at rest ------------------------------------------------------
@@ -1277,9 +1342,9 @@ def safe_ground(v2: str, workers: Workers, request: Request, signals: Signals
         os.close(descriptor)
 
 
-def unfinished(v2: str) -> bool:
-    """Tell whether an interrupted run has left something aside, which the next one puts back."""
-    return os.path.lexists(f'{v2}/repositories/{OWN}aside')
+def unfinished(v2: str, what: str = 'aside') -> bool:
+    """Tell whether a run has left something aside, which the next one puts back, or gone."""
+    return os.path.lexists(f'{v2}/repositories/{OWN}{what}')
 
 
 def refuse_unsafe_ground(store: Store, names: Iterable[str], garbage: bool) -> None:
@@ -1309,6 +1374,8 @@ def refuse_running_registry(v2: str, read_only: bool) -> None:
     for proc in map('/proc/{}'.format, processes):
         try:
             words = peek(proc + '/cmdline').rstrip('\0').split('\0')
+            if os.path.basename((words[1:2] or [''])[0]) in REGISTRIES:
+                del words[0]  # of an emulator
             command = words[1:2] in (['serve'], ['garbage-collect'])
             if not (command or os.path.basename(words[0]) in REGISTRIES and any(
                     word.endswith(('.yml', '.yaml')) for word in words[1:])):
@@ -1325,10 +1392,10 @@ def refuse_running_registry(v2: str, read_only: bool) -> None:
                 'Nothing was deleted. Stop it first')
         if any(any(values('remoteurl', one)) for one in told):
             raise RegistryCleanerError(text + ': it is a cache, which writes on every pull')
-        modes = [mode for mode in map(read_only_mode, told) if mode is not None]
         if not read_only or words[1:2] == ['garbage-collect']:
             raise RegistryCleanerError(
                 text + ', or restart it in read-only mode and pass --read-only-registry')
+        modes = [mode for mode in map(read_only_mode, told) if mode is not None]
         if not modes or not modes[0]:
             raise RegistryCleanerError(text + ': it does not run in read-only mode (storage: '
                                        'maintenance: readonly: enabled: true)')
@@ -1867,7 +1934,7 @@ class Outcome(NamedTuple):
     failed: List[Tuple[str, str]] = []  # path, and why it could not be deleted
     earlier: Dict[str, int] = {}  # blobs that an interrupted run had left -> bytes freed
     saved: int = 0  # bytes of the archive
-    unfinished: bool = False  # it was interrupted after it was final
+    unfinished: str = ''  # what frees the rest, if it was interrupted after it was final
     left: bool = False  # what an earlier run had left could not be mended
 
     @property
@@ -1947,6 +2014,7 @@ def choose(store: Store, request: Request, now: float) -> Outcome:
     plan = Plan([one for kind in KINDS for verdict in verdicts for one in verdict.references
                  if one.kind == kind])
     if request.garbage:
+        used |= store.kept_links()
         blobs = stored(store, used, request.older_than and now - request.older_than, unlinked)
     else:
         going = {verdict.name: verdict.references for verdict in verdicts}
@@ -2005,7 +2073,8 @@ def find_missing(store: Store, request: Request, wishes: Mapping[str, Wish],
         for image in images:
             spelling = image._replace(name=spelled(image.name, known, excluding))
             literal = spelling.name in known or not is_pattern(spelling.name)
-            if spelling not in matched and literal and not is_pattern(image.tag):
+            if spelling not in matched and literal and (
+                    not is_pattern(image.tag) or excluding and spelling.name not in known):
                 missing.append(spelling)
             elif spelling not in matched:
                 warnings.append(f"Nothing matches '{image}'")
@@ -2295,7 +2364,7 @@ def saved_paths(store: Store, plan: Plan) -> Iterator[Tuple[str, os.stat_result]
                 for one in plan.references if one.repository not in whole)
     tops.update(map(store.blob, plan.blobs), plan.folders)
     met = {store.v2, store.repositories, store.blobs}
-    for top in filter(store.exists, sorted(tops)):
+    for top in filter(os.path.lexists, sorted(tops)):
         above = [top]
         while above[-1] not in met:
             met.add(above[-1])
@@ -2388,7 +2457,7 @@ class RegistryCleaner:
         account, earlier = removal.account, dict(removal.account.blobs)
         before: Any = {'failed': account.failed, 'earlier': earlier, 'left': bool(account.failed)}
         if self.signals.number:
-            return Outcome(self.v2, False, unfinished=account.unfinished, **before)
+            return Outcome(self.v2, False, unfinished='The next run' * account.unfinished, **before)
         store = Store(self.v2, self.workers)
         outcome = choose(store, request, time.time())
         with contextlib.ExitStack() as undo:
@@ -2404,7 +2473,8 @@ class RegistryCleaner:
                 account.fail(error, self.v2)
             final = not (account.put_back or unfinished(self.v2))
             plan = Plan([one for one in outcome.plan.references
-                         if final and one.repository not in account.skipped],
+                         if final and one.repository not in account.skipped
+                         and one not in account.left],
                         {digest: size for digest, size in sorted(account.blobs.items())
                          if digest not in earlier}, account.folders)
             if any(plan):
@@ -2413,7 +2483,8 @@ class RegistryCleaner:
                    if final and name not in account.skipped}
         return outcome._replace(
             plan=plan, skipped={**outcome.skipped, **account.skipped}, uploads=uploads,
-            saved=saved if any(plan) else 0, unfinished=account.unfinished, **before)
+            saved=saved if any(plan) else 0, unfinished=('The next run' if unfinished(
+                self.v2, 'gone') else 'The next run with -g') * account.unfinished, **before)
 
 
 # -- The list: what is there, and what deleting it would free -------------------------------------
@@ -2669,6 +2740,7 @@ def survey_all(store: Store, request: Request, now: float, bad: Mapping[str, str
             refuse_unsafe_ground(store, names, figure == 'garbage')
         except RegistryCleanerError as error:
             total.refused[figure] = str(error)
+    total.links.update(store.kept_links())
     orphans = stored(store, set(total.sizes))
     total.sizes.update(orphans)
     total.garbage.update(dict.fromkeys(orphans.keys() - total.named, 0))
@@ -3188,7 +3260,8 @@ def delete(cleaner: RegistryCleaner, request: Request, save_to: str
     number = cleaner.signals.number
     error = 'Interrupted' if number else 'Nothing was deleted' if bad and outcome.nothing else ''
     if number and (outcome.unfinished or outcome.nothing):
-        error += '. The next run frees the rest' if outcome.unfinished else '. Nothing was deleted'
+        error += f'. {outcome.unfinished} frees the rest' if outcome.unfinished else (
+            '. Nothing was deleted')
     return (1 if outcome.nothing else 3) if bad else 0, plan_json(outcome), error
 
 

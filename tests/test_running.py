@@ -210,11 +210,19 @@ def test_a_folder_whose_name_is_not_utf8(folder, running):
             refused_for(tree, pid, *DELETE)
 
 
-def test_a_registry_in_a_container(tree, running):
+def test_a_registry_in_an_emulator(tree, folder, running):
+    configure(folder, LOCAL % tree.root)
+    with running('qemu-aarch64', 'registry', 'serve', 'config.yml') as pid:
+        refused_for(tree, pid, *DELETE)
+
+
+@pytest.mark.parametrize('make', [
+    'mkdir /var/lib/registry && mount --bind %s /var/lib/registry',
+    'mkdir /var/lib/d && mount --bind %s /var/lib/d && ln -s /var/lib/d /var/lib/registry'])
+def test_a_registry_in_a_container(tree, running, make):
     """It sees the folder as the images' default, which here is something else, or nothing."""
     inside = ['unshare', '-m', 'sh', '-c',
-              'mount -t tmpfs none /var/lib && mkdir /var/lib/registry && '
-              'mount --bind %s /var/lib/registry && exec "$@"' % tree.root, 'sh']
+              'mount -t tmpfs none /var/lib && %s && exec "$@"' % (make % tree.root), 'sh']
     tried = subprocess.run(inside + ['true'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if tried.returncode != 0:
         pytest.skip('NOT TESTED, since nothing may be mounted here: %s'
