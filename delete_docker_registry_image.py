@@ -51,8 +51,9 @@ Result = TypeVar('Result')
 
 ALGORITHMS = {'sha256': 64, 'sha384': 96, 'sha512': 128}  # of six letters -> hex digits
 DIGEST = '(?:%s)' % '|'.join('%s:[0-9a-f]{%d}' % pair for pair in ALGORITHMS.items())
-IS_DIGEST = re.compile(DIGEST).fullmatch
+is_digest = re.compile(DIGEST).fullmatch  # `alg:hex` of the right length; else it is no path
 TAG = r'[A-Za-z0-9_][A-Za-z0-9._-]{0,127}'
+is_tag = re.compile(TAG).fullmatch
 REFERRER_TAG = '(' + DIGEST.replace(':[', '-[') + r')(\.[A-Za-z0-9._-]+)?'
 HOST = r'localhost|(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]+'
 PARTS = ('_layers', '_manifests', '_uploads')  # any of them makes a folder a repository
@@ -177,7 +178,7 @@ def parse_image(word: str) -> Image:
     if at and not is_digest(digest):
         raise ValueError(f"'{word}' has no valid digest after the '@'", word)
     if colon and not (re.fullmatch('/.+/', tag) if tag[:1] == '/' else (
-            re.fullmatch(TAG, tag) or is_pattern(tag))):
+            is_tag(tag) or is_pattern(tag))):
         raise ValueError(f"'{word}' has no valid tag after the ':' (a regular expression stands "
                          'between slashes)' if tag[:1] == '/' else
                          f"'{word}' has no valid tag after the ':'", word)
@@ -186,11 +187,6 @@ def parse_image(word: str) -> Image:
     except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"'{word}' is no valid pattern: {error}", word)
     return Image(name, tag, digest)
-
-
-def is_digest(text: str) -> bool:
-    """Tell whether `text` is `alg:hex` of the right length; only such a text becomes a path."""
-    return IS_DIGEST(text) is not None
 
 
 def is_pattern(text: str) -> bool:
@@ -424,7 +420,7 @@ def parse_manifest(content: bytes) -> Manifest:
         if type(part) is list:
             todo += [value for value in part if type(value) in (tuple, list)]
             continue
-        digests, size, is_manifest, elsewhere = [], -1.0, False, False  # type: Any, float, Any, Any
+        digests, size, is_manifest, elsewhere = [], -1.0, False, False  # type: Any, Any, Any, Any
         for key, value in part:
             key = key.casefold()
             if type(value) is str:
@@ -437,9 +433,10 @@ def parse_manifest(content: bytes) -> Manifest:
             elif type(value) in (tuple, list) and key not in ('subject', 'annotations'):
                 todo.append(value)
                 elsewhere = elsewhere or key == 'urls' and value != []
-        names.update(dict.fromkeys(digests, size))
-        typed += digests if is_manifest else ()
-        foreign += digests if elsewhere else ()
+        for digest in digests:
+            names[digest] = size
+            typed += [digest] * is_manifest
+            foreign += [digest] * elsewhere
     top = [(key.casefold(), value) for key, value in document]
     subjects = [text for key, value in top if key == 'subject' and type(value) is tuple
                 for name, text in value if name.casefold() == 'digest' and type(text) is str]
@@ -572,7 +569,9 @@ class Store:
             self.require_missing(path)
             return []
         self.workers.times.append(time.perf_counter() - begun)
-        self.links.update(entry.path for entry in entries if entry.is_symlink())
+        for entry in entries:
+            if entry.is_symlink():
+                self.links.add(entry.path)
         return entries
 
     def folders(self, path: str) -> List[str]:
@@ -620,8 +619,7 @@ class Store:
         link of a `known` one is not looked for.
         """
         found: Dict[str, Optional[str]] = {}
-        self.exists(top)
-        for algorithm in ALGORITHMS:
+        for algorithm in ALGORITHMS if self.exists(top) else ():
             folder, wanted = f'{top}/{algorithm}', sought if algorithm == 'sha256' else None
             if not self.exists(folder):
                 continue
@@ -651,7 +649,7 @@ class Store:
         algorithm, _, digits = blob.partition(':')
         if not found[0]:
             return Manifest(fault='it is empty')
-        if hashlib.new(algorithm, found[0]).hexdigest() != digits:
+        if getattr(hashlib, algorithm)(found[0]).hexdigest() != digits:
             return Manifest(fault='its content does not match its digest')
         return parse_manifest(found[0])
 
@@ -695,7 +693,7 @@ class Store:
         """Return the repository `name`, with all of its manifests."""
         self.exists(self.place(name, '_manifests'))
         top = self.place(name, '_manifests/tags')
-        folders = [tag for tag in self.folders(top) if re.fullmatch(TAG, tag)] if (
+        folders = [tag for tag in self.folders(top) if is_tag(tag)] if (
             self.exists(top)) else []
         tags = dict(zip(folders, self.workers.each(lambda tag: self.read_tag(name, tag), folders)))
         revisions = self.links_in(self.place(name, '_manifests/revisions'))
@@ -878,7 +876,7 @@ def guard(store: Store, request: Request, plan: Plan) -> Dict[str, List[Set[Tupl
         going.setdefault(reference.repository, []).append(reference)
         kind = KINDS.get(reference.kind)
         if not (kind and re.fullmatch(kind.item, reference.item) and reference.repository in names
-                and (reference.kind == 'entry') == bool(re.fullmatch(TAG, reference.tag))):
+                and (reference.kind == 'entry') == bool(is_tag(reference.tag))):
             raise Fault(f"'{reference}' is no place in the store")
     for path in plan.folders:
         if not path.startswith((store.repositories + '/', store.blobs + '/')) or (
@@ -1110,7 +1108,7 @@ class Removal:
         links = self.store.links_in(revisions) if os.path.exists(revisions) else {}
         found = {(digest, '') for digest, blob in links.items() if blob is not None}
         for entry in self.store.entries(tags) if os.path.exists(tags) else ():
-            digest = digest_of(entry.path) if re.fullmatch(TAG, entry.name) else None
+            digest = digest_of(entry.path) if is_tag(entry.name) else None
             if digest is not None and entry.is_dir():
                 found.add((entry.name, digest))
         return found
@@ -2044,7 +2042,7 @@ def stored(store: Store, used: Set[str], before: Optional[float] = None,
         found = {}
         for entry in store.entries(f'{store.blobs}/{folder}'):
             digest = f'{algorithm}:{entry.name}'
-            size = store.size(digest) if is_digest(digest) and digest not in used and (
+            size = store.size(digest) if digest not in used and is_digest(digest) and (
                 entry.name.startswith(two)) else None
             if size is not None and (before is None or digest in unlinked
                                      or written(entry.path + '/data') <= before):
@@ -2073,8 +2071,7 @@ def find_missing(store: Store, request: Request, wishes: Mapping[str, Wish],
         for image in images:
             spelling = image._replace(name=spelled(image.name, known, excluding))
             literal = spelling.name in known or not is_pattern(spelling.name)
-            if spelling not in matched and literal and (
-                    not is_pattern(image.tag) or excluding and spelling.name not in known):
+            if spelling not in matched and literal and not is_pattern(image.tag):
                 missing.append(spelling)
             elif spelling not in matched:
                 warnings.append(f"Nothing matches '{image}'")

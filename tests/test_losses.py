@@ -124,8 +124,9 @@ def test_a_regular_expression_without_its_end(tree, word):
         assert 'between slashes' in said
 
 
-def test_a_mistyped_exclusion_with_a_pattern_for_its_tags(tree):
-    assert "No repository 'ap' found" in refused(tree, '-i', 'app:1.0', '-x', 'ap:*')
+def test_a_mistyped_exclusion_with_a_pattern_is_said(tree):
+    said = delete(tree, '-i', 'app:1.0', '-x', 'ap:*')
+    assert 'WARNING' in said and "Nothing matches 'ap:*'" in said
 
 
 def test_an_exclusion_by_tag_and_digest_that_fits_nothing(tree):
