@@ -2740,7 +2740,9 @@ def survey_all(store: Store, request: Request, now: float, bad: Mapping[str, str
     total.links.update(store.kept_links())
     orphans = stored(store, set(total.sizes))
     total.sizes.update(orphans)
-    total.garbage.update(dict.fromkeys(orphans.keys() - total.named, 0))
+    total.garbage.update(dict.fromkeys(orphans, 0))
+    for blob in total.named:
+        total.garbage.pop(blob, None)
     total.shared.update(blob for blob in total.sizes
                         if store.links and store.blob(blob) in store.links)
     return total

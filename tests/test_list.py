@@ -227,6 +227,14 @@ def test_a_repository_without_tags_has_its_line(tree):
     assert words(listed(tree, '-i', 'ci/cache:*')) == []
 
 
+def test_a_blob_that_is_named_without_a_link_is_no_garbage(tree):
+    """Here it has a link that nothing uses, there a manifest that names it."""
+    child = tree.manifest('spare', {'manifests': []}, legacy=True)
+    tree.tag('named', '1.0', tree.index('named', [child]))
+    garbage = listed(tree)['total']['garbage']
+    assert garbage == really_freed(tree.v2, '-g') == 0
+
+
 def test_a_hard_linked_blob_frees_nothing(tree):
     path = tree.blob_path(digest_of(b'app:1.0'))
     frees = by_word(listed(tree, '-i', 'app:1.0'))['app:1.0']['frees']
