@@ -1589,7 +1589,7 @@ class Graph:
                 for parent in self.reached_by.get(one, ())))
             if one not in met and not stays:
                 inside.add(one)
-                todo.extend(self.edges.get(one, ()))
+                todo.extend(self.edges.get(one, ()) if one != ANYTHING else ())  # nobody knows it
             met.add(one)
         entered = [one for one in inside - named
                    if not inside.issuperset(self.reached_by.get(one, ()))]
@@ -1871,7 +1871,7 @@ class Judge:
                             lost: Set[str], verdict: Verdict) -> None:
         """Say when something is kept only because nobody knows what a broken tag stood for."""
         broken = {node(tag) for tag in self.pointing.get('', ())} - lost - spared
-        more = self.graph.loss(named | broken, seeds, spared) - lost - broken if (
+        more = self.graph.loss(named | broken, seeds, spared) - lost - broken - {ANYTHING} if (
             broken and seeds) else ()
         if more:
             words = ' '.join(f'-i {self.name}:{one[1:]}' for one in sorted(broken))

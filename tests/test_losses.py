@@ -142,6 +142,18 @@ def test_localhost_before_a_pattern_is_a_name(tree):
     assert tags(tree, 'app') == ['1.0', '2.0'] and tags(tree, 'localhost/app') == []
 
 
+def test_a_broken_tag_without_a_history_takes_nothing_with_it(tree):
+    """It may have stood for anything, so nothing is known to be only its own."""
+    digest = tree.image('app', [b'used by digest'])
+    write(tree.tag_link('app', 'broken'), b'')
+    delete(tree, '-i', 'app:broken')
+    assert tags(tree, 'app') == ['1.0', '2.0'] and has_blob(tree, digest)
+    write(tree.tag_link('app', 'broken'), b'')
+    delete(tree, '-i', 'app:broken', '-i', 'app:1.0')
+    assert tags(tree, 'app') == ['2.0'] and not has_blob(tree, b'app:1.0')
+    assert has_blob(tree, digest) and has_blob(tree, b'used by digest')
+
+
 # --- odd links -----------------------------------------------------------------------------------
 
 def test_a_tag_whose_link_is_a_folder(tree):
