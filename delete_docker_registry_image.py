@@ -1131,8 +1131,8 @@ class Removal:
                         done = self.put_back(f'{source}/{name}', f'{place}/{name}') and done
                 with contextlib.suppress(OSError):
                     os.rmdir(source)
-            elif os.path.isdir(source) or os.path.isdir(place):
-                raise OSError(errno.EEXIST, 'a folder and a file have this name', place)
+            elif os.path.isdir(source) or not os.path.isfile(place):
+                raise OSError(errno.EEXIST, 'something else has this name', place)
             else:
                 os.unlink(source)
             return done
@@ -1704,14 +1704,14 @@ class Judge:
                         if blob is not None and blob != digest}  # '' if it cannot be read
         self.pointing: Dict[str, List[str]] = {}  # digest -> the tags that point at it
         self.entered: Dict[str, List[str]] = {}  # digest -> the tags that have it in their history
-        for tag, read in sorted(self.tags.items()):
-            self.pointing.setdefault(read.digest, []).append(tag)
-            for digest in read.entries:
+        for tag in sorted(self.tags):
+            self.pointing.setdefault(self.tags[tag].digest, []).append(tag)
+            for digest in self.tags[tag].entries:
                 self.entered.setdefault(digest, []).append(tag)
-        self.faults = [(digest, f'{self.name}@{digest}', manifest.fault)
-                       for digest, manifest in sorted(self.manifests.items()) if manifest.fault]
-        self.faults += [(node(tag), f'{self.name}:{tag}', read.fault)
-                        for tag, read in sorted(self.tags.items()) if read.fault]
+        self.faults = sorted((digest, f'{self.name}@{digest}', manifest.fault)
+                             for digest, manifest in self.manifests.items() if manifest.fault)
+        self.faults += sorted((node(tag), f'{self.name}:{tag}', read.fault)
+                              for tag, read in self.tags.items() if read.fault)
         self.ordinary = len(self.tags.keys() - repository.referrers.keys())
 
     def decide(self, wish: Wish) -> Verdict:
@@ -2108,20 +2108,20 @@ def empty_folders(store: Store, plan: Plan) -> List[str]:
             for one in plan.references} | set(map(store.blob, plan.blobs))
     whole = {store.place(one.repository) for one in plan.references if one.kind == 'repository'}
     ours = re.compile(f'{COMPONENT}|_layers|_manifests|_uploads|{TAG}').fullmatch
-    walk = [store.repositories, store.blobs]
-    held: Dict[str, int] = {}
-    for path in walk:  # grows as it goes
-        held[path] = 0
-        for entry in store.entries(path):
-            if entry.path in gone or path in whole and entry.name in PARTS:
-                continue
-            held[path] += 1
-            if ours(entry.name) and not entry.name.startswith(OWN) and (
-                    entry.is_dir(follow_symlinks=False)):
-                walk.append(entry.path)
+    level = [store.repositories, store.blobs]
+    held: Dict[str, int] = {}  # what each folder holds, in the order from the top
+    while level:
+        listed = list(zip(level, store.workers.each(store.entries, level)))
+        level = []
+        for path, entries in listed:
+            left = [entry for entry in entries if entry.path not in gone and not (
+                path in whole and entry.name in PARTS)]
+            held[path] = len(left)
+            level += [entry.path for entry in left if ours(entry.name) and not (
+                entry.name.startswith(OWN)) and entry.is_dir(follow_symlinks=False)]
     empty: List[str] = []
     holding: Set[str] = set()  # folders of which something is named
-    for path in reversed(walk[2:]):  # what a folder holds before the folder
+    for path in list(held)[:1:-1]:  # what a folder holds before the folder
         above, _, name = path.rpartition('/')
         manifests = above if above.endswith('/_manifests') else f'{above}/_manifests'
         part = name == '_layers' or above == manifests
@@ -2393,6 +2393,7 @@ class RegistryCleaner:
         self.v2 = find_v2(registry_data_dir)
         self.dry_run, self.read_only = dry_run, read_only_registry
         self.workers, self.signals = workers or Workers(), signals or Signals()
+        self.earlier: Dict[str, int] = {}  # as in Outcome, of the last run, refused or not
 
     def delete_entire_repository(self, repo: str) -> Outcome:
         """Delete the repository `repo`; repositories below it stay."""
@@ -2452,6 +2453,10 @@ class RegistryCleaner:
     def remove(self, removal: Removal, request: Request, save_to: str) -> Outcome:
         """Carry out `request`; the archive of a run that deletes nothing is removed again."""
         account, earlier = removal.account, dict(removal.account.blobs)
+        self.earlier = earlier
+        if earlier:
+            log.info('Deleted %s of the earlier run: %s freed', count(len(earlier), 'blob'),
+                     human_size(sum(earlier.values())))
         before: Any = {'failed': account.failed, 'earlier': earlier, 'left': bool(account.failed)}
         if self.signals.number:
             return Outcome(self.v2, False, unfinished='The next run' * account.unfinished, **before)
@@ -2956,9 +2961,6 @@ def report(outcome: Outcome, save_to: str) -> None:
         log.warning('%s', text)
     for name, reason in outcome.kept:
         log.log(logging.INFO if dry_run else logging.DEBUG, 'Keeps %s, %s', name, reason)
-    if outcome.earlier:
-        log.info('Deleted %s of the earlier run: %s freed', count(len(outcome.earlier), 'blob'),
-                 human_size(sum(outcome.earlier.values())))
     if outcome.saved:
         log.info("%s what goes (%s) to '%s'. To bring it back: tar -xf '%s' -C '%s'",
                  'Would save' if dry_run else 'Saved', human_size(outcome.saved), save_to, save_to,
@@ -3281,6 +3283,7 @@ def run(argv: Optional[Sequence[str]], signals: Signals) -> int:
         log.warning('-f, --force has no effect')
     lines, error = [], ''  # type: Iterable[str], str
     result: Dict[str, Any] = {'registry': None, 'images': [], 'total': {}}
+    cleaner: Optional[RegistryCleaner] = None
     try:
         cleaner = RegistryCleaner(find_data_dir(arguments.registry_data_dir), workers=workers,
                                   signals=signals)
@@ -3296,6 +3299,8 @@ def run(argv: Optional[Sequence[str]], signals: Signals) -> int:
     except RegistryCleanerError as refusal:
         status, error = 1, str(refusal)
         error += '' if 'othing was deleted' in error else '. Nothing was deleted'
+        if cleaner and cleaner.earlier:
+            result = plan_json(Outcome(cleaner.v2, request.dry_run, earlier=cleaner.earlier))
     except KeyboardInterrupt:
         signals.at_once = False
         signals.number = signals.number or signal.SIGINT

@@ -13,10 +13,10 @@ import model
 from faults import ASIDE, GONE, KEPT, left_behind
 from test_command import call, current, delete, has_blob, refused, tags
 from test_running import folder, tree
-from test_safety import MOVE, disturbed, mount, shim
+from test_safety import MOVE, disturbed, interrupt, mount, shim
 from tree import digest_of, write
 
-__all__ = ['disturbed', 'folder', 'mount', 'shim', 'tree']    # fixtures
+__all__ = ['disturbed', 'folder', 'interrupt', 'mount', 'shim', 'tree']    # fixtures
 OTHER = ['-i', 'team/other:1.0']
 
 
@@ -77,6 +77,17 @@ def test_what_is_kept_protects_its_blobs(tree, disturbed):
     assert has_blob(tree, b'base') and has_blob(tree, b'app:1.0')
 
 
+def test_a_link_is_not_dropped_for_one_that_leads_nowhere(tree):
+    """What is aside is the only copy of the link."""
+    os.makedirs(own(tree, ASIDE, 'app', '_manifests', 'tags', '1.0', 'current'))
+    link = tree.tag_link('app', '1.0')
+    os.rename(link, own(tree, ASIDE, 'app', '_manifests', 'tags', '1.0', 'current', 'link'))
+    os.symlink('/nowhere', link)
+    assert call('-d', tree.root, *OTHER).status == 3
+    kept = own(tree, KEPT, 'app', '_manifests', 'tags', '1.0', 'current', 'link')
+    assert os.path.isfile(kept) and left_behind(tree.v2) == [KEPT]
+
+
 def test_a_folder_too_deep_to_be_put_back(tree):
     os.makedirs(own(tree, ASIDE))
     folders, here = ['d'] * 1100 + ['_layers'], os.getcwd()
@@ -113,6 +124,18 @@ def test_a_repository_named_like_a_digest_leaves_no_blobs(tree):
         os.rename(tree.repo(name, part), own(tree, GONE, name, part))
     delete(tree, *OTHER)
     assert not has_blob(tree, b'only here') and left_behind(tree.v2) == []
+
+
+def test_what_finishing_freed_is_said_though_the_request_is_refused(tree, interrupt):
+    interrupt(tree, '-i', 'app:1.0', final=True)
+    sizes = model.stored_blobs(tree.v2)
+    result = call('-d', tree.root, '--json', '-i', 'nosuch:1.0')
+    done = json.loads(result.out)
+    gone = {digest: sizes[digest] for digest in sizes.keys() - model.stored_blobs(tree.v2).keys()}
+    assert result.status == 1 and "'nosuch'" in done['error'] and done['tags'] == []
+    assert {blob['digest']: blob['size'] for blob in done['blobs']} == gone
+    assert done['freed'] == sum(gone.values()) > 0
+    assert 'of the earlier run' in result.said
 
 
 # --- words ---------------------------------------------------------------------------------------
