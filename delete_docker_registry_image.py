@@ -636,6 +636,11 @@ class Store:
                     self.read_link(f'{folder}/{digest[7:]}')[0])
         return found
 
+    def signatures(self, name: str, digest: str) -> Set[str]:
+        """Return the blobs that a schema 1 manifest's signature links reference."""
+        links = self.links_in(self.revision(name, digest) + '/signatures')
+        return {blob for blob, link in links.items() if link is not None}
+
     def manifest(self, blob: Optional[str]) -> Manifest:
         """Return what the manifest that is stored as `blob` names."""
         try:
@@ -1212,8 +1217,7 @@ class Removal:
                                    self.store.read_link(entry.path)[0] or digest)
         for name in self.account.skipped:  # whose signatures have links of their own
             for digest in self.store.links_in(self.store.place(name, '_manifests/revisions')):
-                candidates -= self.store.links_in(
-                    self.store.revision(name, digest) + '/signatures').keys()
+                candidates -= self.store.signatures(name, digest)
         unlinked = sorted(candidates - self.store.linked(candidates))
         self.store.workers.each(self.delete_blob, unlinked, 'Deleting blobs')
         if self.account.unfinished or len(self.account.failed) > failed:
@@ -1912,8 +1916,7 @@ class Judge:
             if going.isdisjoint((('manifest', digest), ('layer', digest))):
                 verdict.used.update(manifest.names)
                 if manifest.signed or manifest.fault:
-                    verdict.used.update(self.store.links_in(
-                        self.store.revision(self.name, digest) + '/signatures'))
+                    verdict.used.update(self.store.signatures(self.name, digest))
 
 
 # -- The plan -------------------------------------------------------------------------------------

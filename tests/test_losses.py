@@ -138,6 +138,15 @@ def test_what_finishing_freed_is_said_though_the_request_is_refused(tree, interr
     assert 'of the earlier run' in result.said
 
 
+def test_a_signature_without_its_link_is_garbage(tree):
+    digest = tree.schema1('old', [b'of schema 1'], signatures=2)
+    first, second = sorted(os.listdir(os.path.join(
+        os.path.dirname(tree.revision_link('old', digest)), 'signatures', 'sha256')))
+    os.remove(tree.signature_link('old', digest, 'sha256:' + first))
+    delete(tree, '-g')
+    assert not has_blob(tree, 'sha256:' + first) and has_blob(tree, 'sha256:' + second)
+
+
 # --- words ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('word', ['app:/v[0-9]+', 'app:/.*', '*:/v1[.]0', 'app:/x'])
