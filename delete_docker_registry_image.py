@@ -179,9 +179,8 @@ def parse_image(word: str) -> Image:
         raise ValueError(f"'{word}' has no valid digest after the '@'", word)
     if colon and not (re.fullmatch('/.+/', tag) if tag[:1] == '/' else (
             is_tag(tag) or is_pattern(tag))):
-        raise ValueError(f"'{word}' has no valid tag after the ':' (a regular expression stands "
-                         'between slashes)' if tag[:1] == '/' else
-                         f"'{word}' has no valid tag after the ':'", word)
+        more = ' (a regular expression stands between slashes)' if tag[:1] == '/' else ''
+        raise ValueError(f"'{word}' has no valid tag after the ':'{more}", word)
     try:
         expression(name), expression(tag)
     except (re.error, OverflowError, RecursionError) as error:
@@ -733,9 +732,10 @@ class Store:
                 for digest, blob in self.links_in(self.place(name, top), sought).items()
                 if blob in sought and (kind, digest) not in gone}
 
-        names = self.repository_names() if sought else []
+        if not sought:
+            return set()
         return set().union(sought & self.kept_links(), *self.workers.each(
-            links, names, 'Looking for links'))
+            links, self.repository_names(), 'Looking for links'))
 
     def kept_links(self) -> Set[str]:
         """Return the blobs of the links that no run could put back: those count like others."""
@@ -1425,8 +1425,11 @@ def version_of(tag: str) -> Optional[Tuple[Any, ...]]:
     return numbers + (0,) * (4 - len(numbers)), match.group(2) is None, prerelease
 
 
-def parse_date(text: Any) -> Optional[float]:
-    """Return the seconds of an ISO 8601 date, None if it is none or from before all images."""
+def parse_date(text: str) -> Optional[float]:
+    """Return the seconds of an ISO 8601 date, None if it is none or from before all images.
+
+    Raises ValueError for one that no calendar has.
+    """
     match = re.fullmatch(r'(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-]\d\d):(\d\d))', text)
     if not match:
         return None

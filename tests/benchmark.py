@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times of the script beside those of tools that do a like job, as one table of ratios.
 
-    python3 tests/benchmark.py            all of it, in about six minutes on an idle machine
+    python3 tests/benchmark.py            all of it, in about eight minutes on an idle machine
     python3 tests/benchmark.py --quick    small trees, to see that it works; misses some goals
 
 It needs docker-registry, find, rm, sha256sum and gcc of Debian, and takes its python3 for the
