@@ -54,18 +54,11 @@ DIGEST = '(?:%s)' % '|'.join('%s:[0-9a-f]{%d}' % pair for pair in ALGORITHMS.ite
 is_digest = re.compile(DIGEST).fullmatch  # `alg:hex` of the right length; else it is no path
 TAG = r'[A-Za-z0-9_][A-Za-z0-9._-]{0,127}'
 is_tag = re.compile(TAG).fullmatch
-REFERRER_TAG = '(' + DIGEST.replace(':[', '-[') + r')(\.[A-Za-z0-9._-]+)?'
 HOST = r'localhost|(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]+'
-PARTS = ('_layers', '_manifests', '_uploads')  # any of them makes a folder a repository
-WHOLE = ['_manifests', '_layers', '_uploads']  # the same, in the order of removal
+PARTS = ('_manifests', '_layers', '_uploads')  # any makes a folder a repository; as they go
 COPIES = ('.snapshot', '.zfs', '#snapshot', '@eaDir')  # of their own, by storage systems
 OWN = '_' + PROGRAM + '.'  # begins the names of our own folders below `repositories`
 MANIFEST_LIMIT = 4 << 20  # bytes; no registry reads a larger manifest
-MANIFEST_TYPES = {
-    *map('application/vnd.docker.distribution.manifest.{}+json'.format, ('v1', 'v2', 'list.v2')),
-    *map('application/vnd.oci.{}.v1+json'.format, (
-        'image.manifest', 'image.index', 'artifact.manifest')),
-    'application/vnd.docker.distribution.manifest.v1+prettyjws'}
 REGISTRIES = ('registry', 'docker-registry', 'dockerregistry')  # before 2.4, and OpenShift's
 FEW = 48  # to look for so many names costs about as much as to list a folder
 NO_WAY_BACK = (errno.ENOSPC, errno.EDQUOT, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -111,7 +104,10 @@ class Request(NamedTuple):
 
 def read_request(arguments: argparse.Namespace) -> Request:
     """Return the request of a command line.  Raises ValueError, with a text and the word."""
-    lines = read_lines() if '-' in arguments.images + arguments.excluded else []
+    text = os.fsdecode(sys.stdin.buffer.read()) if sys.stdin and (
+        '-' in arguments.images + arguments.excluded) else ''
+    lines = [line.strip(' \t\r') for line in text.split('\n')]
+    lines = [line for line in lines if line and line[0] != '#']
     images, excluded = (tuple(parse_image(one) for word in words for one in (
         lines if word == '-' else [word])) for words in (arguments.images, arguments.excluded))
     untagged = arguments.untagged and bool(images or not arguments.images)  # an empty list is none
@@ -124,13 +120,6 @@ def narrowed(request: Request, dry_run: bool, read_only: bool) -> Request:
     """Return `request` as a dry run, or beside a registry in read-only mode, if either says so."""
     return request._replace(dry_run=request.dry_run or dry_run,
                             read_only=request.read_only or read_only)
-
-
-def read_lines() -> List[str]:
-    """Return the lines of standard input, without empty ones and comments."""
-    text = os.fsdecode(sys.stdin.buffer.read()) if sys.stdin else ''
-    lines = [line.strip(' \t\r') for line in text.split('\n')]
-    return [line for line in lines if line and not line.startswith('#')]
 
 
 def literal(*words: str) -> Image:
@@ -383,14 +372,15 @@ def referrers_of(tags: Mapping[str, Tag], manifests: Mapping[str, Manifest]) -> 
     A tag whose manifest is or names that image is an ordinary one (imgpkg makes such).
     """
     found = {}
-    for tag, (digest, *_) in tags.items():
-        match = re.fullmatch(REFERRER_TAG, tag)
-        image = match.group(1).replace('-', ':') if match else ''
-        manifest = manifests.get(digest, Manifest())
-        if match and (match.group(2) in ('.sig', '.att', '.sbom') or (
-                image in manifests and digest not in ('', image)
-                and image not in manifest.names and not manifest.fault)):
-            found[tag] = image
+    for tag in tags:
+        begin, dot, suffix = tag.partition('.')
+        image, digest = begin.replace('-', ':', 1), tags[tag].digest
+        if is_digest(image) and bool(dot) == bool(suffix):
+            manifest = manifests.get(digest, Manifest())
+            if suffix in ('sig', 'att', 'sbom') or (
+                    image in manifests and digest not in ('', image)
+                    and image not in manifest.names and not manifest.fault):
+                found[tag] = image
     return found
 
 
@@ -426,7 +416,7 @@ def parse_manifest(content: bytes) -> Manifest:
                 if key in ('digest', 'blobsum') and is_digest(value):
                     digests.append(sys.intern(value))
                 elif key == 'mediatype':
-                    is_manifest = is_manifest or value in MANIFEST_TYPES
+                    is_manifest = is_manifest or '.manifest.' in value or '.index.' in value
             elif type(value) is float:
                 size = value if key == 'size' else size
             elif type(value) in (tuple, list) and key not in ('subject', 'annotations'):
@@ -470,12 +460,14 @@ class Workers:
         items = list(items)
         if step:
             self.step, self.done, self.total = step, 0, len(items)
-        threads = 1 if self.busy or large and len(items) < 8 else min(self.threads(), len(items))
+        few = len(items) < (8 if large else 2)
+        threads = 1 if self.busy or few else min(self.threads(), len(items))
         results: List[Result] = []
         if threads < 2:
             for item in items:
                 results.append(function(item))
-                self.done += bool(step)
+                if step:
+                    self.done += 1
             return results
         numbers, found = deque(range(len(items))), {}  # type: Any, Dict[int, Result]
         failures: List[BaseException] = []
@@ -623,16 +615,18 @@ class Store:
             if not self.exists(folder):
                 continue
             if wanted is not None and len(wanted) <= FEW:
-                digests = [digest for digest in wanted if self.exists(f'{folder}/{digest[7:]}')]
+                places = {digest: f'{folder}/{digest[7:]}' for digest in wanted
+                          if self.exists(f'{folder}/{digest[7:]}')}
             else:
-                listed = [f'{algorithm}:{entry.name}' for entry in self.entries(folder)]
-                digests = [sys.intern(digest) for digest in listed if is_digest(digest)
-                           and (wanted is None or digest in wanted)]
-            there = self.workers.each(lambda digest: digest == known or self.has_link(
-                f'{folder}/{digest[7:]}'), digests)
-            for digest, linked in zip(digests, there):
+                listed = [(f'{algorithm}:{entry.name}', entry) for entry in self.entries(folder)]
+                places = {sys.intern(digest): entry.path for digest, entry in listed
+                          if is_digest(digest) and (wanted is None or digest in wanted)}
+            if known in places:
+                found[known] = places.pop(known) and known
+            there = self.workers.each(self.has_link, places.values())
+            for (digest, path), linked in zip(places.items(), there):
                 found[digest] = None if not linked else digest if algorithm == 'sha256' else (
-                    self.read_link(f'{folder}/{digest[7:]}')[0])
+                    self.read_link(path)[0])
         return found
 
     def signatures(self, name: str, digest: str) -> Set[str]:
@@ -1070,7 +1064,7 @@ class Removal:
         reason, way_back = '', True
         try:
             whole = references[-1].kind == 'repository'
-            for place in WHOLE if whole else [one.place for one in references]:
+            for place in PARTS if whole else [one.place for one in references]:
                 if self.signals.number:
                     return True
                 source = self.store.place(name, place)
@@ -1091,7 +1085,7 @@ class Removal:
 
     def put_back_parts(self, name: str) -> bool:
         """Put back what is aside of a repository; what cannot go back is kept, never committed."""
-        places = [(f'{self.aside}/{name}/{part}', part) for part in PARTS]
+        places = [(f'{self.aside}/{name}/{part}', part) for part in sorted(PARTS)]
         if all(self.put_back(source, self.store.place(name, part)) for source, part in places):
             return True
         for source, part in places:
@@ -1183,7 +1177,7 @@ class Removal:
         """Remove what goes of a repository, in order, and stop where something cannot be."""
         whole = references[-1].kind == 'repository'
         for number, one in enumerate(references):
-            for place in WHOLE if one.kind == 'repository' else [one.place]:
+            for place in PARTS if one.kind == 'repository' else [one.place]:
                 if not self.attempt(self.store.place(name, place), remove):
                     return self.account.left.update(references[number:])
         if whole:
@@ -1363,7 +1357,7 @@ def refuse_unsafe_ground(store: Store, names: Iterable[str], garbage: bool) -> N
             'all: is a disk not mounted? Nothing was deleted. If the blobs are really lost, delete '
             f'the folders in {store.repositories} by hand')
     if garbage and some and not any(store.has_links(name, below) for name in names
-                                    for below in ('_layers', '_manifests/revisions')):
+                                    for below in ('_manifests/revisions', '_layers')):
         raise RegistryCleanerError(
             f"'{store.blobs}' holds blobs, but no repository in '{store.repositories}' links to "
             'any: is a disk not mounted? Nothing was deleted. If they are really garbage, delete '
@@ -1522,6 +1516,19 @@ def node(tag: str) -> str:
     return '/' + tag
 
 
+def walk(start: Iterable[str], edges: Mapping[str, Iterable[str]],
+         within: Optional[AbstractSet[str]] = None) -> Set[str]:
+    """Return all nodes that a walk along `edges` meets, not leaving those `within`."""
+    met: Set[str] = set()
+    todo = list(start)
+    while todo:
+        one = todo.pop()
+        if one not in met and (within is None or one in within):
+            met.add(one)
+            todo.extend(edges.get(one, ()))
+    return met
+
+
 class Graph:
     """What each tag and manifest of a repository reaches, and which manifests need its layers."""
 
@@ -1559,27 +1566,6 @@ class Graph:
                  if layers.get(link) is not None]
         return {*links, *[layers[link] or link for link in links]}
 
-    def reach(self, start: Iterable[str], avoid: AbstractSet[str] = frozenset(),
-              within: Optional[AbstractSet[str]] = None) -> Set[str]:
-        """Return all that a walk from `start` meets, not entering `avoid`, nor leaving `within`."""
-        met: Set[str] = set()
-        todo = list(start)
-        while todo:
-            one = todo.pop()
-            if one not in met and one not in avoid and (within is None or one in within):
-                met.add(one)
-                todo.extend(self.edges.get(one, ()))
-        return met
-
-    def above(self, one: str) -> Set[str]:
-        """Return all that reaches a tag or a manifest, and that itself."""
-        met, todo = {one}, [one]
-        for below in todo:  # grows as it goes
-            new = [other for other in self.reached_by.get(below, ()) if other not in met]
-            todo += new
-            met.update(new)
-        return met
-
     def loss(self, named: Set[str], seeds: Iterable[str], spared: AbstractSet[str] = frozenset()
              ) -> Set[str]:
         """Return the nodes that go with the `named` ones: those that only these reach, or `seeds`.
@@ -1600,7 +1586,7 @@ class Graph:
             met.add(one)
         entered = [one for one in inside - named
                    if not inside.issuperset(self.reached_by.get(one, ()))]
-        return inside - self.reach(entered, avoid=named, within=inside)
+        return inside - walk(entered, self.edges, inside - named)
 
     def lost_layers(self, lost: Set[str]) -> Set[str]:
         """Return the layer links that no manifest needs but those in `lost`."""
@@ -1791,7 +1777,7 @@ class Judge:
                     'copied? --by created goes by the date of the images')
             asked.update(tag for digest in wanted for tag in self.pointing.get(digest, ())
                          if tag not in kept_tags)
-        return asked, wanted - self.graph.reach(spared)
+        return asked, wanted - walk(spared, self.graph.edges)
 
     def may_be_copied(self, request: Request) -> bool:
         """Tell whether a rule by push time is asked of tags that look copied."""
@@ -1811,8 +1797,8 @@ class Judge:
             for parent in sorted(self.graph.reached_by.get(digest, ())):
                 if parent in self.manifests and parent not in lost and (
                         digest in self.manifests[parent].names):
-                    tags = sorted(f'{self.name}:{one[1:]}' for one in self.graph.above(parent)
-                                  if one[0] == '/')
+                    above = walk([parent], self.graph.reached_by)
+                    tags = sorted(f'{self.name}:{one[1:]}' for one in above if one[0] == '/')
                     raise RegistryCleanerError(
                         f'{self.name}@{digest} is part of the index {self.name}@{parent} ('
                         f'{", ".join(tags) or "which has no tag"}), which stays. Nothing was '
@@ -2399,7 +2385,7 @@ class RegistryCleaner:
         self.v2 = find_v2(registry_data_dir)
         self.dry_run, self.read_only = dry_run, read_only_registry
         self.workers, self.signals = workers or Workers(), signals or Signals()
-        self.earlier: Dict[str, int] = {}  # as in Outcome, of the last run, refused or not
+        self.outcome = Outcome(self.v2, dry_run)  # of the last run, refused or not
 
     def delete_entire_repository(self, repo: str) -> Outcome:
         """Delete the repository `repo`; repositories below it stay."""
@@ -2443,29 +2429,34 @@ class RegistryCleaner:
     def run(self, request: Request, save_to: str = '') -> Outcome:
         """Carry out `request`, after what an interrupted run left; save what goes to an archive."""
         request = narrowed(request, self.dry_run, self.read_only)
+        self.outcome = Outcome(self.v2, request.dry_run)
         self.signals.at_once = True
-        if request.dry_run:
+        asked = request.images or request.untagged or request.garbage or request.prune
+        if asked and request.dry_run:
             with self.look() as store:
                 outcome = choose(store, request, time.time())
-                return outcome._replace(saved=save(
+                self.outcome = outcome._replace(saved=save(
                     store, outcome.plan, save_to, self.signals, True) if save_to else 0)
-        try:
-            with safe_ground(self.v2, self.workers, request, self.signals) as removal:
-                removal.recover()
-                return self.remove(removal, request, save_to)
-        except OSError as error:
-            raise cannot_read(error)
+        elif asked:
+            try:
+                with safe_ground(self.v2, self.workers, request, self.signals) as removal:
+                    removal.recover()
+                    self.remove(removal, request, save_to)
+            except OSError as error:
+                raise cannot_read(error)
+        return self.outcome
 
-    def remove(self, removal: Removal, request: Request, save_to: str) -> Outcome:
+    def remove(self, removal: Removal, request: Request, save_to: str) -> None:
         """Carry out `request`; the archive of a run that deletes nothing is removed again."""
         account, earlier = removal.account, dict(removal.account.blobs)
-        self.earlier = earlier
+        before: Any = {'failed': account.failed, 'earlier': earlier, 'left': bool(account.failed)}
+        self.outcome = self.outcome._replace(
+            unfinished='The next run' * account.unfinished, **before)
         if earlier:
             log.info('Deleted %s of the earlier run: %s freed', count(len(earlier), 'blob'),
                      human_size(sum(earlier.values())))
-        before: Any = {'failed': account.failed, 'earlier': earlier, 'left': bool(account.failed)}
         if self.signals.number:
-            return Outcome(self.v2, False, unfinished='The next run' * account.unfinished, **before)
+            return
         store = Store(self.v2, self.workers)
         outcome = choose(store, request, time.time())
         with contextlib.ExitStack() as undo:
@@ -2489,7 +2480,7 @@ class RegistryCleaner:
                 undo.pop_all()
         uploads = {name: size for name, size in outcome.uploads.items()
                    if final and name not in account.skipped}
-        return outcome._replace(
+        self.outcome = outcome._replace(
             plan=plan, skipped={**outcome.skipped, **account.skipped}, uploads=uploads,
             saved=saved if any(plan) else 0, unfinished=('The next run' if unfinished(
                 self.v2, 'gone') else 'The next run with -g') * account.unfinished, **before)
@@ -2627,7 +2618,7 @@ class View:
             size, faults = self.see(edges[0])
             return size, self.faults.get(start, []) + faults
         if start not in self.seen:
-            nodes = self.graph.reach([start])
+            nodes = walk([start], self.graph.edges)
             blobs = set().union(*(self.parts.get(one, ()) for one in nodes))
             self.told.reads.update(self.stored(blobs))
             self.seen[start] = self.size(blobs), sorted({
@@ -2645,13 +2636,13 @@ class View:
         self.told.reads.update(self.told.sizes)
         times = [tag.pushed for tag in tags.values() if tag.pushed is not None]
         return Row(name, None, None, self.judge.ordinary,
-                   len(linked - self.graph.reach(self.graph.roots)), max(times, default=None),
+                   len(linked - walk(self.graph.roots, self.graph.edges)), max(times, default=None),
                    self.size(self.told.links), 0, '; '.join(damage))
 
     def images_with(self, one: str) -> str:
         """Return the first few of the images that a tag or a manifest is part of."""
         tags = sorted(f'{self.repository.name}:{other[1:]}'
-                      for other in self.graph.above(one) & self.graph.roots)
+                      for other in walk([one], self.graph.reached_by) & self.graph.roots)
         more = f' and {len(tags) - 5} more' if len(tags) > 5 else ''
         return ', '.join(tags[:5]) + more if tags else f'{self.repository.name}@{one}'
 
@@ -2693,7 +2684,7 @@ class View:
         going = {node(one.item) if one.kind == 'tag' else one.item for one in verdict.references
                  if one.kind in ('tag', 'manifest')}
         tops = {one for one in going if going.isdisjoint(self.graph.reached_by.get(one, ()))}
-        tops |= going - self.graph.reach(tops)
+        tops |= going - walk(tops, self.graph.edges)
         return {one for one in tops if one[0] != '/'}
 
     def add_line(self, row: Row, image: Image, verdict: Optional[Verdict] = None) -> None:
@@ -3255,21 +3246,18 @@ def look(cleaner: RegistryCleaner, arguments: argparse.Namespace, request: Reque
     return 3 * (arguments.check and listing.damaged), listing_json(listing, cleaner.v2), lines
 
 
-def delete(cleaner: RegistryCleaner, request: Request, save_to: str
-           ) -> Tuple[int, Dict[str, Any], str]:
-    """Carry out `request` and say so; return the exit status, the JSON, and an error."""
-    outcome = Outcome(cleaner.v2, request.dry_run)
-    if request.images or request.untagged or request.garbage or request.prune:
-        outcome = cleaner.run(request, save_to)
-    bad = bool(outcome.failed or outcome.skipped)
-    if bad or not (cleaner.signals.number and outcome.nothing):
+def delete(cleaner: RegistryCleaner, request: Request, save_to: str) -> Tuple[int, str]:
+    """Carry out `request` and say so; return the exit status, and what went wrong."""
+    outcome = cleaner.run(request, save_to)
+    bad, nothing = bool(outcome.failed or outcome.skipped), outcome.nothing
+    if bad or not (cleaner.signals.number and nothing):
         report(outcome, save_to)
-    number = cleaner.signals.number
-    error = 'Interrupted' if number else 'Nothing was deleted' if bad and outcome.nothing else ''
-    if number and (outcome.unfinished or outcome.nothing):
-        error += f'. {outcome.unfinished} frees the rest' if outcome.unfinished else (
-            '. Nothing was deleted')
-    return (1 if outcome.nothing else 3) if bad else 0, plan_json(outcome), error
+    stopped = ['Interrupted'] if cleaner.signals.number else []  # if only since all was done
+    if nothing and (bad or stopped):
+        stopped.append('Nothing was deleted')
+    elif stopped and outcome.unfinished:
+        stopped.append(f'{outcome.unfinished} frees the rest')
+    return (1 if nothing else 3) if bad else 0, '. '.join(stopped)
 
 
 def run(argv: Optional[Sequence[str]], signals: Signals) -> int:
@@ -3297,21 +3285,20 @@ def run(argv: Optional[Sequence[str]], signals: Signals) -> int:
             result['registry'] = cleaner.v2
             status, result, lines = look(cleaner, arguments, request)
         else:
-            result = plan_json(Outcome(cleaner.v2, request.dry_run))
-            status, result, error = delete(cleaner, request, arguments.save or '')
+            status, error = delete(cleaner, request, arguments.save or '')
     except UsageError as usage:
         terminal.end()
         parser.error(str(usage))
     except RegistryCleanerError as refusal:
         status, error = 1, str(refusal)
         error += '' if 'othing was deleted' in error else '. Nothing was deleted'
-        if cleaner and cleaner.earlier:
-            result = plan_json(Outcome(cleaner.v2, request.dry_run, earlier=cleaner.earlier))
     except KeyboardInterrupt:
         signals.at_once = False
         signals.number = signals.number or signal.SIGINT
         status, error = 0, 'Interrupted. Nothing was deleted'
     terminal.end()
+    if cleaner and not looks:
+        result = plan_json(cleaner.outcome)
     if error:
         log.error('%s', error)
         result['error'] = error
