@@ -17,7 +17,6 @@ the program refuse, or delete too little.
 
 import argparse
 import contextlib
-import difflib
 import errno
 import fcntl
 import fnmatch
@@ -34,7 +33,6 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from datetime import datetime
 from functools import lru_cache, partial
 from typing import (IO, AbstractSet, Any, Callable, Dict, Iterable, Iterator, List, Mapping,
                     NamedTuple, Optional, Sequence, Set, Tuple, TypeVar)
@@ -1427,6 +1425,7 @@ def parse_date(text: str) -> Optional[float]:
     match = re.fullmatch(r'(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-]\d\d):(\d\d))', text)
     if not match:
         return None
+    from datetime import datetime  # few runs go by such dates
     zone = (match.group(3) or '+00') + (match.group(4) or '00')
     when = datetime.strptime(match.group(1) + zone, '%Y-%m-%dT%H:%M:%S%z').timestamp()
     return when + float(match.group(2) or 0) if when >= FIRST_IMAGE else None
@@ -2188,6 +2187,7 @@ def repository_hint(image: Image, names: Sequence[str]) -> str:
 
 def nearest(word: str, words: Sequence[str]) -> str:
     """Return the question whether one of `words` like `word` was meant; '' if there is none."""
+    import difflib  # few runs end here
     found = ', '.join(difflib.get_close_matches(word, words))
     return f'. Did you mean {found}?' if found else ''
 
@@ -2406,7 +2406,7 @@ class RegistryCleaner:
     def list(self, request: Request) -> 'Listing':
         """Return what `request` selects, and what deleting it would free."""
         with self.look() as store:
-            return list_images(request, survey_all(store, request, time.time()))
+            return list_images(survey_all(store, request, time.time()))
 
     def check(self, request: Request) -> 'Listing':
         """Read all that `request` selects, and return it with its damage."""
@@ -2490,13 +2490,14 @@ class RegistryCleaner:
 
 TOTALS = ('repositories', 'tags', 'manifests', 'blobs', 'size', 'uploads', 'selected', 'untagged',
           'garbage')
+FIGURES = ('selected', 'untagged', 'garbage')  # what would be free if all of these were deleted
 
 
 class Row(NamedTuple):
     """One line of the list; None where it has no such thing.  Sizes are in bytes."""
 
     repository: str
-    tag: Optional[str] = None  # of an untagged manifest, the tag that it was
+    tag: Optional[str] = None
     digest: Optional[str] = None
     tags: Optional[int] = None
     untagged: Optional[int] = None  # manifests that no tag reaches
@@ -2504,6 +2505,12 @@ class Row(NamedTuple):
     size: int = 0  # of the distinct blobs that it reaches
     frees: int = 0  # what deleting it, and nothing else, would free now
     damage: str = ''  # 'what: digest', with a semicolon between
+    was: str = ''  # the tag that an untagged manifest was
+
+    @property
+    def image(self) -> Image:
+        """What names it."""
+        return Image(self.repository, self.tag or '', '' if self.tag else self.digest or '')
 
 
 class Listing(NamedTuple):
@@ -2512,8 +2519,6 @@ class Listing(NamedTuple):
     rows: List[Row]  # those that free most first
     totals: Dict[str, Optional[int]]  # None: cannot be told, and a warning says why
     warnings: List[str]
-    damaged: bool
-    kind: str  # what the rows are: repositories, tags (and manifests by digest), untagged
 
 
 class Survey:
@@ -2544,6 +2549,10 @@ class Survey:
         return sum(self.sizes[blob] for blob, number in going.items()
                    if number == self.links[blob] and blob not in self.shared)
 
+    def stored(self, blobs: Iterable[str]) -> List[str]:
+        """Return those of `blobs` that are stored."""
+        return [blob for blob in blobs if blob in self.sizes]
+
 
 class View:
     """One repository, as the list shows it; `bad` is what a check found wrong with which blob."""
@@ -2556,28 +2565,21 @@ class View:
                       for digest, manifest in repository.manifests.items()}
         links = [blob for held in (repository.layers, repository.revisions)
                  for blob in held.values() if blob]
-        self.measure(set(links).union(*self.parts.values()))
-        self.told.links.update(self.stored(links))
+        for blob in set(links).union(*self.parts.values()):
+            self.measure(blob, judge.store.blob(blob) + '/data')
+        self.told.links.update(self.told.stored(links))
         found = ((one, list(self.faults_of(one))) for one in self.graph.edges if one != ANYTHING)
         self.faults = {one: faults for one, faults in found if faults}
         self.seen: Dict[str, Tuple[int, List[str]]] = {}
 
-    def measure(self, blobs: Iterable[str]) -> None:
-        """Take note of the sizes of `blobs`."""
-        for blob in blobs:
-            path = self.judge.store.blob(blob) + '/data'
-            try:
-                status = os.lstat(path)
-                if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                    self.told.shared.add(blob)
-                    status = os.stat(path)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
+    def measure(self, blob: str, path: str) -> None:
+        """Take note of the size of a blob, which is at `path`."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            status = os.lstat(path)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                self.told.shared.add(blob)
+                status = os.stat(path)
             self.told.sizes[blob] = status.st_size if stat.S_ISREG(status.st_mode) else 0
-
-    def stored(self, blobs: Iterable[str]) -> List[str]:
-        """Return those of `blobs` that are stored."""
-        return [blob for blob in blobs if blob in self.told.sizes]
 
     def size(self, blobs: Iterable[str]) -> int:
         """Return the bytes of those of `blobs` that are stored."""
@@ -2620,7 +2622,7 @@ class View:
         if start not in self.seen:
             nodes = walk([start], self.graph.edges)
             blobs = set().union(*(self.parts.get(one, ()) for one in nodes))
-            self.told.reads.update(self.stored(blobs))
+            self.told.reads.update(self.told.stored(blobs))
             self.seen[start] = self.size(blobs), sorted({
                 fault for one in nodes if one in self.faults for fault in self.faults[one]})
         return self.seen[start]
@@ -2646,9 +2648,17 @@ class View:
         more = f' and {len(tags) - 5} more' if len(tags) > 5 else ''
         return ', '.join(tags[:5]) + more if tags else f'{self.repository.name}@{one}'
 
+    def row(self, one: str, former: Mapping[str, str]) -> Row:
+        """Return the row of a tag, or of a manifest, which had a `former` tag."""
+        (size, faults), name = self.see(one), self.repository.name
+        tag = self.repository.tags[one[1:]] if one[0] == '/' else None
+        pushed = tag.pushed if tag else written(self.judge.store.revision(name, one) + '/link')
+        return Row(name, one[1:] if tag else None, (tag.digest or None) if tag else one, None, None,
+                   pushed, size, 0, '; '.join(faults), former.get(one, ''))
+
     def select(self, wish: Wish) -> Verdict:
         """Add a line for each thing that `wish` selects; return what goes with all of them."""
-        name, tags, judge = self.repository.name, self.repository.tags, self.judge
+        tags, judge = self.repository.tags, self.judge
         try:
             verdict = judge.decide(wish)
         except RegistryCleanerError as error:
@@ -2660,23 +2670,15 @@ class View:
         if any(image.whole for image in wish.excluded):
             return verdict
         if wish.bare and not (wish.request.untagged or spared):
-            self.add_line(self.whole(), Image(name), verdict)
+            self.add_line(self.whole(), verdict)
             return verdict
-        asked, wanted = judge.asked(wish, spared, Verdict(name), wish.bare)
+        asked, wanted = judge.asked(wish, spared, Verdict(judge.name), wish.bare)
         if wish.bare:
             wanted = wanted | self.tops(verdict)
         former = {digest: tag for tag in tags for digest in tags[tag].history} if (
             wish.request.untagged) else {}
-        for tag in sorted(asked):
-            if tags[tag].digest not in wanted:
-                size, faults = self.see(node(tag))
-                self.add_line(Row(name, tag, tags[tag].digest or None, None, None,
-                                  tags[tag].pushed, size, 0, '; '.join(faults)), Image(name, tag))
-        for digest in wanted:
-            size, faults = self.see(digest)
-            pushed = written(judge.store.revision(name, digest) + '/link')
-            self.add_line(Row(name, former.get(digest), digest, None, None, pushed, size, 0,
-                              '; '.join(faults)), Image(name, '', digest))
+        for one in [node(tag) for tag in asked if tags[tag].digest not in wanted] + [*wanted]:
+            self.add_line(self.row(one, former))
         return verdict
 
     def tops(self, verdict: Verdict) -> Set[str]:
@@ -2687,13 +2689,13 @@ class View:
         tops |= going - walk(tops, self.graph.edges)
         return {one for one in tops if one[0] != '/'}
 
-    def add_line(self, row: Row, image: Image, verdict: Optional[Verdict] = None) -> None:
-        """Add the line of `row`, which `image` names, with what goes if only that is deleted."""
+    def add_line(self, row: Row, verdict: Optional[Verdict] = None) -> None:
+        """Add the line of `row`, with what goes if only that is deleted."""
         try:
-            verdict = verdict or self.judge.decide(Wish([image], [], Request((image,))))
+            verdict = verdict or self.judge.decide(Wish([row.image], [], Request((row.image,))))
         except RegistryCleanerError:
             verdict = Verdict(row.repository)
-        self.told.lines.append((row, self.stored(verdict.unlinked), verdict.upload_bytes))
+        self.told.lines.append((row, self.told.stored(verdict.unlinked), verdict.upload_bytes))
 
 
 def survey(store: Store, asked: Tuple[str, Wish, float], bad: Mapping[str, str]) -> Survey:
@@ -2705,8 +2707,8 @@ def survey(store: Store, asked: Tuple[str, Wish, float], bad: Mapping[str, str])
     selected = view.select(wish)
     untagged = view.judge.decide(Wish([], [], Request(untagged=True)))
     garbage = view.judge.decide(Wish([], [], Request(garbage=True)))
-    for figure, verdict in (('selected', selected), ('untagged', untagged), ('garbage', garbage)):
-        getattr(told, figure).update(view.stored(verdict.unlinked))
+    for figure, verdict in zip(FIGURES, (selected, untagged, garbage)):
+        getattr(told, figure).update(told.stored(verdict.unlinked))
         counts[figure] = verdict.upload_bytes
     told.named = garbage.used - told.links.keys()
     told.matched[name], told.warnings = selected.matched, selected.warnings
@@ -2734,7 +2736,7 @@ def survey_all(store: Store, request: Request, now: float, bad: Mapping[str, str
             (name, wishes[name], now) for name in names]):
         total.add(told)
     total.warnings[:0] = find_missing(store, request, wishes, total.matched)
-    for figure in ('selected', 'untagged', 'garbage'):
+    for figure in FIGURES:
         try:
             refuse_unsafe_ground(store, names, figure == 'garbage')
         except RegistryCleanerError as error:
@@ -2750,22 +2752,18 @@ def survey_all(store: Store, request: Request, now: float, bad: Mapping[str, str
     return total
 
 
-def list_images(request: Request, total: Survey) -> Listing:
-    """Return the list of what `request` selects, of which `total` tells."""
+def list_images(total: Survey) -> Listing:
+    """Return the list of what is selected, of which `total` tells."""
     totals: Any = {name: total.counts[name] for name in TOTALS + ('old uploads',)}
     totals.update(blobs=len(total.sizes), size=sum(total.sizes.values()))
-    for figure, going in (('selected', total.selected), ('untagged', total.untagged),
-                          ('garbage', total.garbage)):
-        totals[figure] += total.freed(going)
+    for figure in FIGURES:
+        totals[figure] += total.freed(getattr(total, figure))
         if figure in total.refused:
             totals[figure] = 0 if figure == 'selected' else None
     rows = [row._replace(frees=0 if 'untagged' in total.refused else (
         uploads + total.freed(Counter(blobs)))) for row, blobs, uploads in total.lines]
     rows.sort(key=lambda row: (-row.frees, row.repository, row.tag or '', row.digest or ''))
-    whole = not request.images or any(image.whole for image in request.images)
-    return Listing(rows, totals, total.warnings + sorted(set(total.refused.values())),
-                   any(row.damage for row in rows),
-                   'untagged' if request.untagged else 'repositories' if whole else 'tags')
+    return Listing(rows, totals, total.warnings + sorted(set(total.refused.values())))
 
 
 # -- The check: every byte ------------------------------------------------------------------------
@@ -2780,7 +2778,7 @@ def check_images(store: Store, request: Request, now: float) -> Listing:
                           'Reading blobs')
     workers.jobs = jobs
     bad = {blob: fault for blob, fault in zip(blobs, faults) if fault}
-    listing = list_images(request, survey_all(store, request, now, bad))
+    listing = list_images(survey_all(store, request, now, bad))
     listing.totals['read'] = sum(map(told.sizes.__getitem__, blobs))
     return listing
 
@@ -2794,10 +2792,8 @@ def fault_of(store: Store, blob: str, size: int) -> str:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return 'it is no regular file'
             found, view = hashlib.new(algorithm), memoryview(bytearray(min(size + 1, 1 << 20)))
-            read = file.readinto(view)
-            while read:
+            for read in iter(lambda: file.readinto(view), 0):
                 found.update(view[:read])
-                read = file.readinto(view)
     except OSError as error:
         return f'it cannot be read ({error.strerror})'
     return '' if found.hexdigest() == digits else 'its content does not match its digest'
@@ -2840,18 +2836,11 @@ def date_of(zone: Callable[[float], Any], when: Optional[float], form: str) -> O
         return None
 
 
-def image_of(row: Row, kind: str) -> Image:
-    """Return what a row of a listing of this kind names."""
-    tag = '' if kind == 'untagged' else row.tag or ''
-    return Image(row.repository, tag, '' if tag else row.digest or '')
-
-
-def cells(row: Row, kind: str, ages: bool) -> Dict[str, str]:
+def cells(row: Row, ages: bool) -> Dict[str, str]:
     """Return what each column shows of a row, the first under ''; push times are ages or dates."""
     pushed = '' if row.pushed is None else span(time.time() - row.pushed) + ' ago' if ages else (
         date_of(time.localtime, row.pushed, '%Y-%m-%d %H:%M') or '')
-    return {'': str(image_of(row, kind)._replace(digest='')), 'PUSHED': pushed, 'BAR': '',
-            'WAS': row.tag or '' if kind == 'untagged' else '',
+    return {'': str(row.image._replace(digest='')), 'PUSHED': pushed, 'BAR': '', 'WAS': row.was,
             'DIGEST': (row.digest or '').partition(':')[2][:12],
             'TAGS': '' if row.tags is None else f'{row.tags:,}',
             'UNTAGGED': '' if row.untagged is None else f'{row.untagged:,}',
@@ -2859,19 +2848,20 @@ def cells(row: Row, kind: str, ages: bool) -> Dict[str, str]:
             'DAMAGE': ', '.join(dict.fromkeys(re.findall('(?:^|; )([^:]+)', row.damage)))}
 
 
-def table(listing: Listing, width: int, verbose: bool) -> Iterator[str]:
+def table(rows: Sequence[Row], width: int, verbose: bool) -> Iterator[str]:
     """Yield the lines of the list.
 
     With a `width`, that of a terminal, they fit it: long names are shortened, and columns left
     out.  Bars show what each line frees beside the others.
     """
-    lines = [cells(row, listing.kind, bool(width) and not verbose) for row in listing.rows]
-    most = max([row.frees for row in listing.rows] + [1])
-    for row, line in zip(listing.rows, lines if width else ()):
+    lines = [cells(row, bool(width) and not verbose) for row in rows]
+    most = max([row.frees for row in rows] + [1])
+    for row, line in zip(rows, lines if width else ()):
         line.update(DAMAGE=shortened(line['DAMAGE'], 24), BAR='#' * (
             row.frees * (width // 10) // most))
     heading = {name: name for name in COLUMNS}
-    heading.update({'BAR': '', '': 'REPOSITORY' if listing.kind == 'repositories' else 'IMAGE'})
+    heading.update({'BAR': '', '': 'IMAGE' if any(row.tag or row.digest for row in rows) else (
+        'REPOSITORY')})
     columns = [name for name in COLUMNS if name in ('SIZE', 'FREES')
                or any(line[name] for line in lines)]
     widths = {name: max(len(line[name]) for line in [heading] + lines) for name in heading}
@@ -2894,7 +2884,7 @@ def list_text(listing: Listing, v2: str, width: int, verbose: bool) -> Iterator[
     repositories, tags, blobs = (listing.totals[name] or 0 for name in (
         'repositories', 'tags', 'blobs'))
     disk = shutil.disk_usage(v2)
-    yield from table(listing, width, verbose)
+    yield from table(listing.rows, width, verbose)
     for text in (
             '', f'All of these together free {totals["selected"]}',
             f'Stored: {totals["size"]} in {count(blobs, "blob")}',
@@ -2910,14 +2900,14 @@ def check_text(listing: Listing, v2: str) -> Iterator[str]:
     """Yield what a check found: each damaged image, what is wrong with it, and what to do."""
     damaged = [row for row in listing.rows if row.damage]
     for row in damaged:
-        yield f'{image_of(row, listing.kind)} is damaged:'
+        yield f'{row.image} is damaged:'
         yield from ('  ' + part for part in row.damage.split('; '))
     found = f'{len(damaged):,} of {len(listing.rows):,} damaged' if damaged else 'No damage found'
     yield f'{found}: {human_size(listing.totals["read"])} of blobs read in {v2}'
     if damaged:
         yield ('To repair an image, remove the folder of each damaged blob below '
                f"'{v2}/blobs', restart the registry and push the image again")
-        yield f'To delete it: {PROGRAM} -i {image_of(damaged[0], listing.kind)}'
+        yield f'To delete it: {PROGRAM} -i {damaged[0].image}'
 
 
 def listing_names(listing: Listing) -> Iterator[str]:
@@ -2926,15 +2916,15 @@ def listing_names(listing: Listing) -> Iterator[str]:
     What no word can name is left out, with a warning.
     """
     for row in listing.rows:
-        image = image_of(row, listing.kind)
+        word = str(row.image)
         try:
-            known = parse_image(str(image)) == image and re.fullmatch(r'[^#\s](.*\S)?', str(image))
+            known = parse_image(word) == row.image and re.fullmatch(r'[^#\s](.*\S)?', word)
         except ValueError:
             known = None
         if not known:
-            log.warning("No word can name '%s': it is left out", image)
+            log.warning("No word can name '%s': it is left out", word)
         elif row.damage or 'read' not in listing.totals:
-            yield str(image)
+            yield word
 
 
 def listing_json(listing: Listing, v2: str) -> Dict[str, Any]:
@@ -2942,8 +2932,8 @@ def listing_json(listing: Listing, v2: str) -> Dict[str, Any]:
     images = []
     for row in listing.rows:
         pushed = date_of(time.gmtime, row.pushed, '%Y-%m-%dT%H:%M:%SZ')
-        tag = None if listing.kind == 'untagged' else row.tag  # no word names it by that tag
-        images.append(dict(row._asdict(), tag=tag, pushed=pushed, damage=row.damage or None))
+        images.append(dict(row._asdict(), pushed=pushed, damage=row.damage or None))
+        del images[-1]['was']  # no word names it by that tag
     return {'registry': v2, 'images': images,
             'total': {name: listing.totals[name] for name in TOTALS}}
 
@@ -3243,7 +3233,8 @@ def look(cleaner: RegistryCleaner, arguments: argparse.Namespace, request: Reque
     lines = listing_names(listing) if arguments.quiet else check_text(listing, cleaner.v2) if (
         arguments.check) else list_text(
             listing, cleaner.v2, columns(sys.stdout), arguments.verbose)
-    return 3 * (arguments.check and listing.damaged), listing_json(listing, cleaner.v2), lines
+    damaged = any(row.damage for row in listing.rows)
+    return 3 * (arguments.check and damaged), listing_json(listing, cleaner.v2), lines
 
 
 def delete(cleaner: RegistryCleaner, request: Request, save_to: str) -> Tuple[int, str]:
