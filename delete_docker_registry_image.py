@@ -26,6 +26,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import stat
@@ -55,11 +56,12 @@ is_tag = re.compile(TAG).fullmatch
 HOST = r'localhost|(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]+'
 PARTS = ('_manifests', '_layers', '_uploads')  # any makes a folder a repository; as they go
 COPIES = ('.snapshot', '.zfs', '#snapshot', '@eaDir')  # of their own, by storage systems
-OWN = '_' + PROGRAM + '.'  # begins the names of our own folders below `repositories`
+OWN = '_' + PROGRAM + '.'  # begins the names of our own folders in `repositories`
 MANIFEST_LIMIT = 4 << 20  # bytes; no registry reads a larger manifest
 REGISTRIES = ('registry', 'docker-registry', 'dockerregistry')  # before 2.4, and OpenShift's
 FEW = 48  # to look for so many names costs about as much as to list a folder
 NO_WAY_BACK = (errno.ENOSPC, errno.EDQUOT, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP)
+PUSHED = 'somebody pushes into it; stop the registry first'
 
 
 class RegistryCleanerError(Exception):
@@ -106,12 +108,17 @@ def read_request(arguments: argparse.Namespace) -> Request:
         '-' in arguments.images + arguments.excluded) else ''
     lines = [line.strip(' \t\r') for line in text.split('\n')]
     lines = [line for line in lines if line and line[0] != '#']
+    if '-' in arguments.excluded and not lines:
+        raise ValueError('there is no line on standard input for -x: that would protect nothing',
+                         '')
     images, excluded = (tuple(parse_image(one) for word in words for one in (
         lines if word == '-' else [word])) for words in (arguments.images, arguments.excluded))
     untagged = arguments.untagged and bool(images or not arguments.images)  # an empty list is none
     return Request(images, excluded, untagged, arguments.garbage, arguments.prune,
                    arguments.keep_last, arguments.older_than, arguments.by,
-                   arguments.allow_remove_all, arguments.dry_run, arguments.read_only_registry)
+                   arguments.allow_remove_all,
+                   arguments.dry_run or arguments.list or arguments.check,
+                   arguments.read_only_registry)
 
 
 def narrowed(request: Request, dry_run: bool, read_only: bool) -> Request:
@@ -164,7 +171,7 @@ def parse_image(word: str) -> Image:
         raise ValueError(f"'{word}' is no valid image name", word)
     if at and not is_digest(digest):
         raise ValueError(f"'{word}' has no valid digest after the '@'", word)
-    if colon and not (re.fullmatch('/.+/', tag) if tag[:1] == '/' else (
+    if colon and not (re.fullmatch('/[^/].*/', tag) if tag[:1] == '/' else (
             is_tag(tag) or is_pattern(tag))):
         more = ' (a regular expression stands between slashes)' if tag[:1] == '/' else ''
         raise ValueError(f"'{word}' has no valid tag after the ':'{more}", word)
@@ -180,7 +187,7 @@ def is_pattern(text: str) -> bool:
     return re.fullmatch('/.+/', text) is not None or not set('*?[').isdisjoint(text)
 
 
-@lru_cache(maxsize=1000)
+@lru_cache(maxsize=None)
 def expression(pattern: str) -> Any:
     """Return a pattern, /a regular expression/ or a shell's, compiled.  Raises re.error."""
     return re.compile(pattern[1:-1] if pattern[:1] == '/' else fnmatch.translate(pattern))
@@ -219,7 +226,7 @@ def spelled(name: str, names: Set[str], excluding: bool = False) -> str:
     """
     host, _, rest = name.partition('/')
     copied = re.fullmatch(HOST, host) and (':' in host or not is_pattern(rest)) or (
-        excluding and '.' in host and matching(rest, names))
+        excluding and re.fullmatch(r'.*\..*|localhost', host) and matching(rest, names))
     return rest if rest and copied and not matching(name, names) and name not in names else name
 
 
@@ -277,6 +284,11 @@ class Account:
 
 # -- What is on the disk --------------------------------------------------------------------------
 
+def is_own(name: str, what: str = '(aside|gone|kept|probe)') -> bool:
+    """Tell whether a folder in `repositories` is called as runs call theirs for `what`."""
+    return name.startswith(OWN) and bool(re.fullmatch(what + '([.][0-9]+)?', name[len(OWN):]))
+
+
 class Kind(NamedTuple):
     """Where a kind of reference lies in its repository, what it is, and how a line calls it."""
 
@@ -294,7 +306,7 @@ KINDS = {
     'layer': Kind('_layers/{path}', DIGEST, 'layer link {repository}@{item}'),
     'leftover': Kind('{item}', '_manifests/tags/%s|(_layers|_manifests/revisions)/%s' % (
         TAG, DIGEST.replace(':[', '/[')), 'folder without a link {repository}/{item}'),
-    'upload': Kind('_uploads/{item}', r'(?!\.{1,2}$)[^/\0]+', 'upload {repository}/{item}'),
+    'upload': Kind('_uploads/{item}', r'(?!\.{1,2}\Z)[^/\0]+', 'upload {repository}/{item}'),
     'repository': Kind('', '', 'repository {repository}'),
 }
 
@@ -331,7 +343,7 @@ class Manifest(NamedTuple):
 
     names: Dict[str, float] = {}  # digest -> the size in bytes that it says, negative if none
     subjects: Tuple[str, ...] = ()  # what it refers to
-    typed: Tuple[str, ...] = ()  # of the names, those that it calls manifests
+    is_index: bool = False  # it calls what it names manifests, or some of that
     foreign: Tuple[str, ...] = ()  # of the names, layers that have `urls`
     signed: bool = False  # schema 1, whose signatures old registries stored
     fault: str = ''
@@ -390,17 +402,20 @@ def parse_manifest(content: bytes) -> Manifest:
 
     Every digest under a key `digest` or `blobSum` counts, but for those below `subject` and
     `annotations`.  The registry (Go) ignores the case of keys, and of a key that stands twice may
-    use either: all spellings and both are seen.  No list of the kinds of manifest is needed.
+    use either, or mix them: all spellings and both are seen, and one entry with a manifest's
+    media type makes an index of the whole.  No list of the kinds of manifest is needed.
     """
     try:
         document = DECODER.decode(content.decode('utf-8', 'replace'))
-    except (ValueError, RecursionError):
+    except RecursionError:
+        return Manifest(fault='it is nested too deeply')
+    except ValueError:
         document = None
     if type(document) is not tuple:
         return Manifest(fault='it is no JSON object')
     names: Dict[str, float] = {}
-    typed: List[str] = []
     foreign: List[str] = []
+    is_index = False
     todo: List[Any] = [document]
     while todo:
         part = todo.pop()
@@ -422,12 +437,12 @@ def parse_manifest(content: bytes) -> Manifest:
                 elsewhere = elsewhere or key == 'urls' and value != []
         for digest in digests:
             names[digest] = size
-            typed += [digest] * is_manifest
+            is_index = is_index or is_manifest
             foreign += [digest] * elsewhere
     top = [(key.casefold(), value) for key, value in document]
-    subjects = [text for key, value in top if key == 'subject' and type(value) is tuple
-                for name, text in value if name.casefold() == 'digest' and type(text) is str]
-    return Manifest(names, tuple(subjects), tuple(typed), tuple(foreign), 'fslayers' in dict(top))
+    subjects = {text for key, value in top if key == 'subject' and type(value) is tuple
+                for name, text in value if name.casefold() == 'digest' and type(text) is str}
+    return Manifest(names, tuple(subjects), is_index, tuple(foreign), 'fslayers' in dict(top))
 
 
 class Workers:
@@ -658,7 +673,7 @@ class Store:
             found += [name[1:] for name, folders in zip(todo, listed)
                       if name and not set(PARTS).isdisjoint(folders)]
             todo = [name + '/' + folder for name, folders in zip(todo, listed) for folder in folders
-                    if folder not in PARTS + COPIES and not folder.startswith(OWN)
+                    if folder not in PARTS + COPIES and (name or not is_own(folder))
                     and not self.is_own_ancestor(name + '/' + folder)]
         return sorted(found)
 
@@ -699,14 +714,14 @@ class Store:
             lambda digest: self.manifest(revisions[digest]), linked)))
         # Registry 2.1.0 linked manifests as layers, and every 2.x still serves them from there.
         todo = {digest for tag in tags.values() if tag for digest in tag.history + (tag.digest,)}
-        todo.update(child for manifest in manifests.values() for child in manifest.typed)
+        todo.update(*(manifest.names for manifest in manifests.values() if manifest.is_index))
         while todo:
             digest = todo.pop()
             if digest not in manifests and layers.get(digest) is not None:
                 manifest = self.manifest(layers[digest])
                 if manifest.fault not in ('it is no JSON object', 'it is larger than 4 MiB'):
                     manifests[digest] = manifest
-                    todo.update(manifest.typed)
+                    todo.update(manifest.names if manifest.is_index else ())
         real = {tag: read for tag, read in tags.items() if read}
         return Repository(
             name, real, [tag for tag, read in tags.items() if not read], revisions, layers,
@@ -732,10 +747,11 @@ class Store:
     def kept_links(self) -> Set[str]:
         """Return the blobs of the links that no run could put back: those count like others."""
         tops = [entry.name for entry in self.entries(self.repositories)
-                if entry.name.startswith(OWN + 'kept') and entry.is_dir()]
-        names = self.repository_names(['/' + top for top in tops]) if tops else []
+                if is_own(entry.name, 'kept') and entry.is_dir()]
+        kept = Store(self.v2, self.workers)  # whose symbolic links are no matter
+        names = kept.repository_names(['/' + top for top in tops]) if tops else []
         return {blob for name in names for below in ('_layers', '_manifests/revisions')
-                for blob in self.links_in(self.place(name, below)).values() if blob}
+                for blob in kept.links_in(kept.place(name, below)).values() if blob}
 
     def size(self, digest: str) -> Optional[int]:
         """Return the bytes that removing the blob frees, None when it is not stored."""
@@ -899,8 +915,7 @@ def guard(store: Store, request: Request, plan: Plan) -> Dict[str, List[Set[Tupl
     links = [one.item for one in plan.references if one.kind in ('layer', 'manifest')]
     for blob in store.linked([*plan.blobs, *links], going) & plan.blobs.keys():
         raise Fault(f'{blob} would go, and a repository has a link to it')
-    for link in sorted(store.links):
-        refuse_second_name(store, link)
+    refuse_second_names(store, going)
     return staying
 
 
@@ -910,7 +925,7 @@ def require_named(repository: Repository, going: List[Reference], images: Sequen
     tags, referrers = repository.tags, repository.referrers
     named = named_tags(images, repository)
     kept = named_tags(excluded, repository, excluding=True)
-    manifests = repository.going(going, 'manifest', 'layer')
+    manifests = repository.going(going, 'manifest', 'layer') & repository.manifests.keys()
     leaving = repository.going(going, 'tag')
     whole = bool(repository.going(going, 'repository'))
     left = (tags.keys() - leaving, repository.manifests.keys() - manifests,
@@ -931,6 +946,7 @@ def require_unneeded(repository: Repository, going: List[Reference],
     whole = bool(repository.going(going, 'repository'))
     leaving, layers = repository.going(going, 'tag'), repository.going(going, 'layer')
     manifests = repository.going(going, 'manifest')
+    losing = {one.tag for one in going if one.kind == 'entry' and one.item in repository.manifests}
     gone = manifests | layers
     staying = set() if whole else {digest for digest in repository.manifests if digest not in (
         manifests if repository.revisions.get(digest) is not None else layers)}
@@ -945,10 +961,8 @@ def require_unneeded(repository: Repository, going: List[Reference],
     for tag in [] if whole else tags.keys() - leaving:
         digest, history = tags[tag].digest, tags[tag].history
         faults += [f'tag {tag}: {tags[tag].fault}'] if tags[tag].fault else []
-        entries = {item for kind, _, item, of in going if kind == 'entry' and of == tag}
         reached = {digest} if digest else set(history) or repository.manifests.keys()
-        if reached & gone & repository.manifests.keys() or not digest and (
-                entries & repository.manifests.keys()):
+        if reached & gone & repository.manifests.keys() or not digest and tag in losing:
             raise Fault(f'tag {name}:{tag} stays, and would lose its manifest')
     for digest, blob in {} if whole else repository.layers.items():
         if digest not in layers and blob is not None and (not blob or blob in layers):
@@ -981,17 +995,25 @@ def require_one_name(store: Store, names: Iterable[str], touched: Iterable[str])
                 'was deleted. Replace one by a copy, or remove it')
 
 
-def refuse_second_name(store: Store, link: str) -> None:
-    """Refuse when a symbolic link, met on the way, leads to a place inside the store."""
-    first = os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)))
-    insides = {path for top in (store.v2, store.repositories, store.blobs)
-               for path in (top, os.path.realpath(top))}
-    is_repository = not set(PARTS) & set(link[len(store.repositories):].split('/'))
-    for target in () if is_repository else (first, os.path.realpath(link)):
-        if any(target == top or target.startswith(top + '/') for top in insides):
-            raise RegistryCleanerError(
-                f"'{link}' and '{target}' are the same by a symbolic link. Nothing was deleted. "
-                'Replace the link by a copy, or remove it')
+def refuse_second_names(store: Store, touched: Iterable[str]) -> None:
+    """Refuse when a symbolic link, met on the way, leads to a place that has another name too."""
+    names = {path: path for top in (store.v2, store.repositories, store.blobs)
+             for path in (top, os.path.realpath(top))}
+    inner = {link for link in store.links if set(PARTS) & set(link[len(store.v2):].split('/'))}
+    places = tuple(store.place(name) + '/' for name in touched)
+    names.update((os.path.realpath(link), link) for link in sorted(store.links)
+                 if link not in inner or link.startswith(places))
+    for link in sorted(inner):
+        first = os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)))
+        for target in (first, os.path.realpath(link)):
+            above = target
+            while above and names.get(above, link) == link:
+                above = above.rpartition('/')[0]
+            if above:
+                other = names[above] + target[len(above):]
+                raise RegistryCleanerError(
+                    f"'{link}' and '{other}' are the same by a symbolic link. Nothing was deleted. "
+                    'Replace the link by a copy, or remove it')
 
 
 # -- The removal: set aside, put back, commit, free -----------------------------------------------
@@ -1015,8 +1037,9 @@ class Removal:
                         'aside is put back')
             self.put_back_all()
         gone = [one.path for one in self.store.entries(self.store.repositories)
-                if one.name.startswith(OWN + 'gone') and not one.is_symlink()]
+                if is_own(one.name, 'gone') and not one.is_symlink()]
         if gone:
+            refuse_unsafe_ground(self.store, self.store.repository_names(), garbage=False)
             log.warning('An earlier run was interrupted. What it had decided is finished first')
             self.free(gone)
         self.store.links.clear()
@@ -1040,18 +1063,18 @@ class Removal:
             self.account.put_back = True
             self.put_back_all()
             raise
-        moved = os.path.lexists(self.aside)
-        if moved:
+        if os.path.lexists(self.aside):
             sync(self.store.repositories)
         if self.signals.number:
             self.account.put_back = True
             return self.put_back_all()
-        final = [self.commit()] if moved else []
+        final = [self.commit()] if os.path.lexists(self.aside) else []
         left = [name for name, aside in zip(parts, done) if not aside]
         if left:
             log.warning('There is no room or no way to set %d repositories aside: what goes of '
                         'them is removed at once, without a way back', len(left))
-            self.store.workers.each(lambda name: self.remove_now(name, parts[name]), left)
+            self.store.workers.each(
+                lambda name: self.remove_now(name, parts[name], staying[name][1]), left)
             sync(self.store.repositories)
         self.free(final, plan.blobs)
         self.prune(plan.folders)
@@ -1070,7 +1093,7 @@ class Removal:
                     move(source, f'{self.aside}/{name}/{place}')
             if not (self.standing(self.store.place(name)) <= staying
                     and self.standing(f'{self.aside}/{name}') <= seen):
-                reason = 'somebody pushes into it; stop the registry first'
+                reason = PUSHED
         except OSError as error:
             way_back = error.errno not in NO_WAY_BACK
             reason = f"cannot set aside '{error.filename}': {error.strerror}"
@@ -1171,13 +1194,15 @@ class Removal:
             with contextlib.suppress(OSError):
                 remove(self.probe)
 
-    def remove_now(self, name: str, references: List[Reference]) -> None:
+    def remove_now(self, name: str, going: List[Reference], seen: Set[Tuple[str, str]]) -> None:
         """Remove what goes of a repository, in order, and stop where something cannot be."""
-        whole = references[-1].kind == 'repository'
-        for number, one in enumerate(references):
+        whole = going[-1].kind == 'repository'
+        if not self.standing(self.store.place(name)) <= seen:
+            going, self.account.skipped[name] = [], PUSHED + '. It was left as it was'
+        for number, one in enumerate(going):
             for place in PARTS if one.kind == 'repository' else [one.place]:
                 if not self.attempt(self.store.place(name, place), remove):
-                    return self.account.left.update(references[number:])
+                    return self.account.left.update(going[number:])
         if whole:
             with contextlib.suppress(OSError):
                 os.rmdir(self.store.place(name))
@@ -1188,8 +1213,7 @@ class Removal:
         Then these folders, what an interrupted run has left among them.
         """
         candidates, repositories, failed = set(blobs or ()), set(), len(self.account.failed)
-        leaves: List[str] = []
-        level = list(folders)
+        leaves, level = [], list(folders)  # type: List[str], List[str]
         while level:
             listed = list(zip(level, self.store.workers.each(self.store.entries, level)))
             level = []
@@ -1207,9 +1231,9 @@ class Removal:
                         os.path.lexists(entry.path + '/link')):
                     candidates.add(digest if algorithm == 'sha256' else
                                    self.store.read_link(entry.path)[0] or digest)
-        for name in self.account.skipped:  # whose signatures have links of their own
-            for digest in self.store.links_in(self.store.place(name, '_manifests/revisions')):
-                candidates -= self.store.signatures(name, digest)
+        for name in {*self.account.skipped, *(one.repository for one in self.account.left)}:
+            for digest, manifest in self.store.repository(name).manifests.items():
+                candidates -= self.store.signatures(name, digest) | manifest.names.keys()
         unlinked = sorted(candidates - self.store.linked(candidates))
         self.store.workers.each(self.delete_blob, unlinked, 'Deleting blobs')
         if self.account.unfinished or len(self.account.failed) > failed:
@@ -1336,11 +1360,6 @@ def safe_ground(v2: str, workers: Workers, request: Request, signals: Signals
         os.close(descriptor)
 
 
-def unfinished(v2: str, what: str = 'aside') -> bool:
-    """Tell whether a run has left something aside, which the next one puts back, or gone."""
-    return os.path.lexists(f'{v2}/repositories/{OWN}{what}')
-
-
 def refuse_unsafe_ground(store: Store, names: Iterable[str], garbage: bool) -> None:
     """Refuse a store whose tags are elsewhere, or which is only half there."""
     mark = os.path.dirname(store.v2) + '/lockfiles/database-in-use'
@@ -1431,30 +1450,36 @@ def parse_date(text: str) -> Optional[float]:
     return when + float(match.group(2) or 0) if when >= FIRST_IMAGE else None
 
 
-def created(store: Store, repository: Repository, digest: str) -> Optional[float]:
-    """Return when an image was made, in seconds: of an index, its newest child; None if unknown.
+def made(store: Store, repository: Repository, digest: str) -> Optional[float]:
+    """Return when a manifest's image was made, in seconds; None if unknown.
 
     The image's config says it, or the history of schema 1.
     """
-    def document(blob: str) -> Any:
+    def document(digest: str) -> Any:
+        blob = blob_of(repository, digest) or digest
         found = store.read(store.blob(blob) + '/data', MANIFEST_LIMIT) if is_digest(blob) else None
         return json.loads(found[0].decode('utf-8', 'replace')) if found else {}
 
-    dates, met = [], set()  # type: List[Optional[float]], Set[str]
-    todo = [digest]
-    while todo:
-        digest = todo.pop()
-        if digest in met or digest not in repository.manifests:
-            continue
-        met.add(digest)
-        todo += repository.manifests[digest].names
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-            manifest = document(blob_of(repository, digest) or digest)
-            config = manifest['config']['digest'] if 'fsLayers' not in manifest else ''
-            made = document(blob_of(repository, config) or config) if config else json.loads(
-                manifest['history'][0]['v1Compatibility'])
-            dates.append(parse_date(made['created']))
-    return max((date for date in dates if date is not None), default=None)
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        manifest = document(digest)
+        config = document(manifest['config']['digest']) if 'fsLayers' not in manifest else (
+            json.loads(manifest['history'][0]['v1Compatibility']))
+        return parse_date(config['created'])
+    return None
+
+
+def created(store: Store, repository: Repository, digests: Set[str]
+            ) -> Dict[str, Optional[float]]:
+    """Return when each image was made, in seconds: an index with its newest child."""
+    manifests, known = repository.manifests, {}  # type: Any, Dict[str, Optional[float]]
+    names = {digest: manifest.names for digest, manifest in manifests.items()}
+    dates = {}
+    for digest in digests:
+        reached = walk([digest], names) & manifests.keys()
+        known.update((one, made(store, repository, one)) for one in reached - known.keys())
+        dates[digest] = max((date for date in map(known.get, reached) if date is not None),
+                            default=None)
+    return dates
 
 
 def blob_of(repository: Repository, digest: str) -> Optional[str]:
@@ -1478,25 +1503,28 @@ def chosen_tags(store: Store, repository: Repository, images: Iterable[Image], s
     """
     chosen: Set[str] = set()
     kept: Dict[str, str] = {}
-    times: Dict[str, Any] = {}
-    for image in images:
-        found = named_tags([image], repository) - spared
-        if (request.keep_last, request.older_than) == (None, None):
-            chosen |= found
-            continue
-        for tag in found - times.keys():
-            read = repository.tags[tag]
-            times[tag] = (version_of(tag) if request.by == 'version' else read.pushed if (
-                request.by == 'pushed') else created(store, repository, read.digest))
-        ranked = sorted(times[tag] for tag in found if times[tag] is not None)
-        last = ranked[-request.keep_last:][:1] if request.keep_last else []
+    tags, selected = repository.tags, [named_tags([image], repository) - spared for image in images]
+    if (request.keep_last, request.older_than) == (None, None):
+        return chosen.union(*selected), kept
+    every = set().union(*selected)
+    dates = created(store, repository, {tags[tag].digest for tag in every}) if (
+        request.by == 'created') else {}
+    times: Dict[str, Any] = {
+        tag: version_of(tag) if request.by == 'version' else tags[tag].pushed if (
+            request.by == 'pushed') else dates[tags[tag].digest] for tag in every}
+    for found in selected:
+        # What cannot be pulled takes the place of nothing that can.
+        dated = sorted((times[tag], tag) for tag in found if times[tag] is not None)
+        ranked = [pair for pair in dated if tags[pair[1]].digest in repository.manifests] or dated
+        keep = request.keep_last or 0
+        last = (ranked[-keep:] if len(ranked) >= keep else dated)[:1] if keep else []
         for tag in found:
             when = times[tag]
             said = '' if request.by == 'version' or when is None else (
                 f'{request.by} {span(now - when)} ago: ')
             if when is None:
                 kept[tag] = 'it has no ' + ('version' if request.by == 'version' else 'date')
-            elif last and when >= last[0]:
+            elif last and when >= last[0][0]:
                 kept[tag] = f'{said}one of the last {request.keep_last}'
             elif request.older_than is not None and when >= now - request.older_than:
                 kept[tag] = f'{said}not older than {span(request.older_than)}'
@@ -1576,13 +1604,14 @@ class Graph:
         todo = [*named, *seeds]
         while todo:
             one = todo.pop()
-            stays = one not in named and (one in spared or one in self.roots or any(
-                parent in spared or parent in self.roots and parent not in named
-                for parent in self.reached_by.get(one, ())))
-            if one not in met and not stays:
+            if one in met:
+                continue
+            met.add(one)
+            if one in named or not (one in spared or one in self.roots or any(
+                    parent in spared or parent in self.roots and parent not in named
+                    for parent in self.reached_by.get(one, ()))):
                 inside.add(one)
                 todo.extend(self.edges.get(one, ()) if one != ANYTHING else ())  # nobody knows it
-            met.add(one)
         entered = [one for one in inside - named
                    if not inside.issuperset(self.reached_by.get(one, ()))]
         return inside - walk(entered, self.edges, inside - named)
@@ -1614,18 +1643,22 @@ class Graph:
 
 # -- What one repository loses --------------------------------------------------------------------
 
+def command(*images: str) -> str:
+    """Return the command that deletes these images."""
+    return ' '.join([PROGRAM, *(f'-i {shlex.quote(image)}' for image in images)])
+
+
 class Wish(NamedTuple):
     """What is asked of one repository."""
 
     images: List[Image]
     excluded: List[Image]
-    request: Request
+    request: Request  # without its words
 
     @property
     def bare(self) -> bool:
         """Whether it is the whole repository, if only to look for what is untagged in it."""
-        return any(image.whole for image in self.images) or (
-            self.request.untagged and not self.request.images)
+        return any(image.whole for image in self.images)
 
 
 class Verdict:
@@ -1692,8 +1725,10 @@ class Judge:
         self.tags, self.manifests, self.layers = (
             repository.tags, repository.manifests, repository.layers)
         self.linked = {digest for digest, blob in self.layers.items() if blob is not None}
-        self.aliases = {digest: blob for digest, blob in self.layers.items()
-                        if blob is not None and blob != digest}  # '' if it cannot be read
+        self.aliases: Dict[str, List[str]] = {}  # blob ('': unknown) -> other algorithms' links
+        for digest, blob in self.layers.items():
+            if blob not in (None, digest):
+                self.aliases.setdefault(blob or '', []).append(digest)
         self.pointing: Dict[str, List[str]] = {}  # digest -> the tags that point at it
         self.entered: Dict[str, List[str]] = {}  # digest -> the tags that have it in their history
         for tag in sorted(self.tags):
@@ -1706,13 +1741,16 @@ class Judge:
                               for tag, read in self.tags.items() if read.fault)
         self.ordinary = len(self.tags.keys() - repository.referrers.keys())
 
-    def decide(self, wish: Wish) -> Verdict:
-        """Return what goes.  Raises RegistryCleanerError for what must not be."""
+    def decide(self, wish: Wish, terse: bool = False) -> Verdict:
+        """Return what goes, if `terse` without words on it.
+
+        Raises RegistryCleanerError for what must not be.
+        """
         verdict = Verdict(self.name, self.ordinary)
         verdict.matched.update(image for image in wish.images + wish.excluded
                                if names_something(self.repository, image))
         if not any(image.whole for image in wish.excluded):
-            self.choose(wish, verdict)
+            self.choose(wish, verdict, terse)
         links = {'layer': self.layers, 'manifest': self.repository.revisions}
         going = [(one.kind, one.item) for one in verdict.references if one.kind in links]
         verdict.unlinked = list(filter(None, (links[kind].get(item) for kind, item in going)))
@@ -1726,36 +1764,39 @@ class Judge:
         return {image.digest for image in wish.excluded
                 if image.digest in self.manifests and not image.tag}.union(map(node, tags))
 
-    def choose(self, wish: Wish, verdict: Verdict) -> None:
+    def choose(self, wish: Wish, verdict: Verdict, terse: bool) -> None:
         """Add to `verdict` what goes of a repository that is not excluded."""
         bare, request, spared = wish.bare, wish.request, self.spared_by(wish)
         if request.untagged and bare and self.manifests and not self.ordinary:
             verdict.warnings.append(
                 f"Repository '{self.name}' has manifests and no tag, and -u leaves it alone: its "
                 'images may be used by digest, or their tags kept in a database. To delete it: '
-                f'{PROGRAM} -i {self.name}')
+                + command(self.name))
             bare = False
         whole = bare and not request.untagged and not spared
         asked, wanted = self.asked(wish, spared, verdict, bare)
+        pointing = [tag for digest in wanted for tag in self.pointing.get(digest, ())]
         if request.untagged and request.older_than is not None:
             young = self.now - request.older_than
             spared.update(digest for digest in self.manifests if written(
                 self.store.revision(self.name, digest) + '/link') > young)
-        named = {node(tag) for tag in asked} | wanted - spared
+        named = wanted.union(map(node, asked), map(node, pointing))
         seeds = list(self.manifests) if bare else [
-            digest for tag in asked for digest in (
-                self.tags[tag].digest,
-                *(self.tags[tag].history if self.tags[tag].digest not in wanted else ()))
+            digest for tag in asked for digest in (self.tags[tag].digest, *self.tags[tag].history)
             if digest in self.manifests]
         lost = self.graph.loss(named, seeds, spared)
+        former = [digest for one in lost - named if one[0] == '/'  # a signature's tag, signed again
+                  for digest in self.tags[one[1:]].history if digest in self.manifests]
+        lost = self.graph.loss(named, seeds + former, spared) if former else lost
         self.refuse_kept_index(wanted, lost)
         self.refer(wish, lost, whole, bare, verdict)
-        self.warn_of_broken_tags(named, seeds, spared, lost, verdict)
-        self.skip_if_damaged(lost, verdict)
+        if not terse:
+            self.warn_of_broken_tags(named, seeds, spared, lost, verdict)
+        self.skip_if_damaged(lost, verdict, terse)
 
     def asked(self, wish: Wish, spared: Set[str], verdict: Verdict, bare: bool
               ) -> Tuple[Set[str], Set[str]]:
-        """Return the tags and the manifests that the words ask to delete, `spared` nodes not."""
+        """Return the tags and the manifests that words ask to delete, not what is `spared`."""
         wanted = {image.digest for image in wish.images
                   if image.digest in self.manifests and not image.tag}
         kept_tags = {one[1:] for one in spared if one[0] == '/'}
@@ -1774,15 +1815,14 @@ class Judge:
                 verdict.warnings.append(
                     f'The tags of {self.name} were all pushed within ten minutes: was the store '
                     'copied? --by created goes by the date of the images')
-            asked.update(tag for digest in wanted for tag in self.pointing.get(digest, ())
-                         if tag not in kept_tags)
         return asked, wanted - walk(spared, self.graph.edges)
 
     def may_be_copied(self, request: Request) -> bool:
         """Tell whether a rule by push time is asked of tags that look copied."""
+        if request.by != 'pushed' or (request.keep_last, request.older_than) == (None, None):
+            return False
         times = [tag.pushed for tag in self.tags.values() if tag.pushed is not None]
-        return (request.by == 'pushed' and (request.keep_last, request.older_than) != (None, None)
-                and len(times) >= 5 and max(times) - min(times) <= COPIED)
+        return len(times) >= 5 and max(times) - min(times) <= COPIED
 
     def refuse_kept_index(self, wanted: Set[str], lost: Set[str]) -> None:
         """Refuse to delete a manifest of its own when an index that stays contains it."""
@@ -1814,10 +1854,11 @@ class Judge:
         old = [upload for upload, (last, _) in sorted(uploads.items())
                if whole or last <= self.now - UPLOAD_AGE]
         layers = self.graph.lost_layers(lost) | (self.unused(request) if request.garbage else set())
-        layers -= {blob for digest, blob in self.aliases.items() if digest not in layers}
+        layers = {one for one in layers if layers.issuperset(self.aliases.get(one, ()))}
         begun = request.garbage and request.older_than is not None and not layers >= self.linked
+        leftovers = list(self.leftovers(wish))
         gone = nothing_left and len(old) == len(repository.uploads) and (whole or not begun) and (
-            bool(lost) or request.garbage or bare and not request.untagged)
+            bool(lost or leftovers) or request.garbage or bare and not request.untagged)
         if gone:
             layers = self.linked
             verdict.last_tag = max(self.tags, default='') if not bare else ''
@@ -1825,21 +1866,23 @@ class Judge:
         if request.garbage:
             entries.update((tag, digest) for tag, read in self.tags.items() if read.digest
                            for digest in read.entries if digest not in self.manifests)
-        verdict.references = [Reference('tag', name, tag) for tag in sorted(leaving)]
+
+        def add(kind: str, items: Iterable[str]) -> None:
+            verdict.references += [Reference(kind, name, item) for item in items]
+
+        add('tag', sorted(leaving))
         verdict.references += [Reference('entry', name, digest, tag)
                                for tag, digest in sorted(entries) if tag not in leaving]
-        verdict.references += [Reference('manifest', name, digest)
-                               for digest in self.graph.parents_first(lost)
-                               if repository.revisions.get(digest) is not None]
-        verdict.references += [Reference('layer', name, digest) for digest in sorted(
-            layers, key=lambda digest: (digest[:6] == 'sha256', digest))]
+        add('manifest', (digest for digest in self.graph.parents_first(lost)
+                         if repository.revisions.get(digest) is not None))
+        add('layer', sorted(layers, key=lambda digest: (digest[:6] == 'sha256', digest)))
         if not gone:
-            verdict.references += self.leftovers(wish)
+            add('leftover', leftovers)
         if request.garbage or gone:
-            verdict.references += [Reference('upload', name, upload) for upload in old]
+            add('upload', old)
             verdict.upload_bytes = sum(uploads[upload][1] for upload in old)
         if gone:
-            verdict.references.append(Reference('repository', name))
+            add('repository', [''])
 
     def unused(self, request: Request) -> Set[str]:
         """Return the layer links that no manifest uses, and that are not too young."""
@@ -1848,16 +1891,21 @@ class Judge:
                 if before is None or written(self.store.place(
                     self.name, '_layers', digest.replace(':', '/'), 'link')) <= before}
 
-    def leftovers(self, wish: Wish) -> List[Reference]:
-        """Return the folders whose link is gone: with -g all, else those of named tags."""
-        repository = self.repository
-        folders = [f'_manifests/tags/{tag}' for tag in repository.no_tags if wish.request.garbage
-                   or any(image.tag == tag for image in wish.images)]
+    def leftovers(self, wish: Wish) -> Iterator[str]:
+        """Yield the folders whose link is gone: with -g all, else those of named tags."""
+        garbage, repository = wish.request.garbage, self.repository
+        gone = set(repository.no_tags)
+        named, kept = (
+            {tag for image in images for tag in matching(image.tag, gone)}
+            for images in ([one for one in wish.images if not is_pattern(one.tag)], wish.excluded))
+        for tag in repository.no_tags:
+            if tag not in kept and (garbage or tag in named):
+                yield f'_manifests/tags/{tag}'
         for top, links in (('_layers', self.layers),
                            ('_manifests/revisions', repository.revisions)):
-            folders += [f'{top}/{digest}' for digest, blob in links.items()
-                        if blob is None and wish.request.garbage]
-        return [Reference('leftover', self.name, folder.replace(':', '/')) for folder in folders]
+            for digest in links if garbage else ():
+                if links[digest] is None:
+                    yield f'{top}/{digest}'.replace(':', '/')
 
     def warn_of_broken_tags(self, named: Set[str], seeds: List[str], spared: Set[str],
                             lost: Set[str], verdict: Verdict) -> None:
@@ -1866,33 +1914,41 @@ class Judge:
         more = self.graph.loss(named | broken, seeds, spared) - lost - broken - {ANYTHING} if (
             broken and seeds) else ()
         if more:
-            words = ' '.join(f'-i {self.name}:{one[1:]}' for one in sorted(broken))
             verdict.warnings.append(
                 f'{len(more)} of {self.name} stay only since its tag {min(broken)[1:]} is broken, '
-                f'and nobody knows what it stood for. To delete the tag: {PROGRAM} {words}')
+                'and nobody knows what it stood for. To delete the tag: '
+                + command(*(f'{self.name}:{one[1:]}' for one in sorted(broken))))
 
-    def skip_if_damaged(self, lost: Set[str], verdict: Verdict) -> None:
+    def skip_if_damaged(self, lost: Set[str], verdict: Verdict, terse: bool) -> None:
         """Leave a repository that would lose something as it is, if it keeps what is unreadable."""
         if not verdict.references or verdict.whole:
             return
         going = {one.item for one in verdict.references if one.kind == 'layer'}
-        faults = [(image, fault) for one, image, fault in self.faults if one not in lost]
-        aliases = [digest for digest, blob in self.aliases.items()
-                   if not blob and digest not in going]
-        if not (faults or aliases):
+        aliases = [digest for digest in self.aliases.get('', ()) if digest not in going]
+        if aliases or any(fault[0] not in lost for fault in self.faults):
+            verdict.skipped = '' if terse else self.damage(lost, aliases)
+            verdict.references, verdict.upload_bytes = [], 0
+            verdict.last_tag, verdict.tags_left = '', self.ordinary
+        else:
             verdict.warnings += [
                 f'What the unreadable manifest {image} needed is unknown: its layers stay until -g'
                 for one, image, _ in self.faults if one[0] != '/']
-            return
-        text = ''.join(f'\n  {image}: {fault}' for image, fault in faults) + ''.join(
+
+    def damage(self, lost: Set[str], aliases: List[str]) -> str:
+        """Return why the repository is left as it is, and what to do."""
+        faults = [fault for fault in self.faults if fault[0] not in lost]
+        text = ''.join(f'\n  {image}: {fault}' for _, image, fault in faults) + ''.join(
             f'\n  layer link {digest} cannot be read' for digest in aliases)
-        command = ' '.join(f'-i {image}' for image, _ in faults) or f'-i {self.name}'
-        verdict.skipped = (
-            'it is damaged, and was left as it is, since nobody knows what it needs:'
-            f'{text}\n  Restore that, or delete it: {PROGRAM} {command}\n  or leave it out of the '
-            f'run: -x {self.name}')
-        verdict.references, verdict.upload_bytes = [], 0
-        verdict.last_tag, verdict.tags_left = '', self.ordinary
+        held: Dict[str, List[str]] = {}  # manifest -> the indexes with it, which go first
+        for digest, manifest in self.manifests.items():
+            for child in manifest.names:
+                held.setdefault(child, []).append(digest)
+        tops = {top for one, _, _ in faults for top in walk([one], held) if top not in held}
+        images = [self.name + (':' + top[1:] if top[0] == '/' else '@' + top)
+                  for top in sorted(tops)]
+        return ('it is damaged, and was left as it is, since nobody knows what it needs:'
+                f'{text}\n  Restore that, or delete it: {command(*images or [self.name])}\n'
+                f'  or leave it out of the run: -x {shlex.quote(self.name)}')
 
     def find_used(self, going: Set[Tuple[str, str]], verdict: Verdict) -> None:
         """Add the blobs that stay linked, or that what stays names."""
@@ -1976,9 +2032,10 @@ def become_helper(parent: int) -> None:
 
 def wishes_of(request: Request, names: Iterable[str]) -> Dict[str, Wish]:
     """Return what `request` asks of each repository."""
-    known = set(names)
-    images, excluded = Words(request.images, known), Words(request.excluded, known, True)
-    return {name: Wish(images.of(name), excluded.of(name), request) for name in names}
+    known, everything = set(names), (Image('*'),) if request.untagged else ()
+    images = Words(request.images or everything, known)
+    excluded, bare = Words(request.excluded, known, True), request._replace(images=(), excluded=())
+    return {name: Wish(images.of(name), excluded.of(name), bare) for name in names}
 
 
 def choose(store: Store, request: Request, now: float) -> Outcome:
@@ -1989,10 +2046,10 @@ def choose(store: Store, request: Request, now: float) -> Outcome:
     names = store.repository_names()
     refuse_unsafe_ground(store, names, request.garbage)
     wishes = wishes_of(request, names)
-    everywhere = request.garbage or request.untagged and not request.images
     verdicts, used, unlinked = [], set(), set()  # type: List[Verdict], Set[str], Set[str]
     for verdict in each_repository(store, judge_named, [
-            (name, wishes[name], now) for name in names if everywhere or wishes[name].images]):
+            (name, wishes[name], now) for name in names
+            if request.garbage or wishes[name].images]):
         verdicts.append(verdict)
         used |= verdict.used
         unlinked.update(verdict.unlinked)
@@ -2077,17 +2134,20 @@ def find_missing(store: Store, request: Request, wishes: Mapping[str, Wish],
 def refuse_remove_all(store: Store, request: Request, verdicts: Sequence[Verdict],
                       names: Iterable[str]) -> None:
     """Refuse when patterns would leave the registry without any tag."""
-    if request.remove_all or request.untagged or not any(
-            is_pattern(image.name) or is_pattern(image.tag) for image in request.images):
+    if request.remove_all or request.untagged or not (
+            Words(request.images, set(names)).patterns
+            or any(is_pattern(image.tag) for image in request.images)):
         return
-    removed = sum(one.kind == 'tag' for verdict in verdicts for one in verdict.references)
+    removed = Counter(one.kind for verdict in verdicts for one in verdict.references)
     judged = {verdict.name for verdict in verdicts}
-    if removed and not any(verdict.tags_left for verdict in verdicts) and not any(
-            store.folders(store.place(name, '_manifests/tags'))
-            for name in names if name not in judged):
-        raise RegistryCleanerError(
-            f'This would delete all {removed} tags of the registry. Nothing was deleted. If that '
-            'is meant, add --allow-remove-all')
+    if (removed['tag'] or removed['manifest']) and not any(
+            verdict.tags_left for verdict in verdicts) and not any(
+            is_tag(tag) and store.read_tag(name, tag) for name in names if name not in judged
+            for tag in store.folders(store.place(name, '_manifests/tags'))):
+        what = f'all {removed["tag"]} tags of the registry' if removed['tag'] else (
+            'images of a registry without any tag')
+        raise RegistryCleanerError(f'This would delete {what}. Nothing was deleted. If that is '
+                                   'meant, add --allow-remove-all')
 
 
 def empty_folders(store: Store, plan: Plan) -> List[str]:
@@ -2099,6 +2159,7 @@ def empty_folders(store: Store, plan: Plan) -> List[str]:
             for one in plan.references} | set(map(store.blob, plan.blobs))
     whole = {store.place(one.repository) for one in plan.references if one.kind == 'repository'}
     ours = re.compile(f'{COMPONENT}|_layers|_manifests|_uploads|{TAG}').fullmatch
+    is_component = re.compile(COMPONENT).fullmatch
     level = [store.repositories, store.blobs]
     held: Dict[str, int] = {}  # what each folder holds, in the order from the top
     while level:
@@ -2116,7 +2177,9 @@ def empty_folders(store: Store, plan: Plan) -> List[str]:
         above, _, name = path.rpartition('/')
         manifests = above if above.endswith('/_manifests') else f'{above}/_manifests'
         part = name == '_layers' or above == manifests
-        if not held[path] and not (part and any(
+        below = path[len(store.v2):].split('/')[2:]
+        named = not set(PARTS).isdisjoint(below) or all(map(is_component, below))
+        if named and not held[path] and not (part and any(
                 held.get(f'{manifests}/{one}') for one in ('tags', 'revisions'))):
             if path not in whole or path in holding:  # else it goes anyway
                 empty.append(path)
@@ -2138,15 +2201,15 @@ class UsageError(RegistryCleanerError):
 
 def advice(word: str) -> str:
     """Return what to write instead of a `word` copied from elsewhere, '' for any other word."""
-    if is_digest(word.lstrip('@')):
-        return f". For a manifest of any repository: -i '*@{word.lstrip('@')}'"
     path = re.sub('^[a-z+.-]+://', '', word)
-    alone = re.sub('^' + SITE, '', path)
+    if is_digest(path.lstrip('@')):
+        return f". For a manifest of any repository: -i '*@{path.lstrip('@')}'"
+    alone = re.sub('^' + SITE, '', path).rstrip('/')
     match = re.fullmatch(rf'(?:(?:.*/)?v2/|{SITE}|/)?([^/].*?)/(manifests|blobs|tags)/(.+)', path)
     if match:
         name, kind, item = match.groups()
         alone = name + f'{"@" if is_digest(item) else ":"}{item}' * (kind == 'manifests')
-    return f". Leave out the address, and give NAME or NAME:TAG: -i '{alone}'" if (
+    return f". Leave out the address, and give NAME or NAME:TAG: -i '{alone}'" if alone and (
         match or path != word) else ''
 
 
@@ -2201,7 +2264,8 @@ DEFAULT_DATA_DIRS = ('/var/lib/registry', '/var/lib/docker-registry', '/opt/regi
 def cannot_read(error: OSError) -> RegistryCleanerError:
     """Return what to raise where something is there and cannot be read."""
     advised = '; run as root' if isinstance(error, PermissionError) and os.geteuid() else ''
-    what = f"Cannot read '{error.filename}'" if error.filename else 'Cannot go on'
+    verb = 'write' if f'/{OWN}' in str(error.filename) else 'read'
+    what = f"Cannot {verb} '{error.filename}'" if error.filename else 'Cannot go on'
     return RegistryCleanerError(f'{what}: {error.strerror}{advised}. Nothing was deleted')
 
 
@@ -2274,6 +2338,7 @@ def save(store: Store, plan: Plan, target: str, signals: Signals, dry_run: bool)
         found = dict(saved_paths(store, plan))
         total = sum(1536 + stat.S_ISREG(status.st_mode) * (status.st_size + 511) // 512 * 512
                     for status in found.values())  # a header of three blocks, and whole blocks
+        total += bool(found) * (1024 + -(total + 1024) % 10240)  # what ends an archive
         if dry_run or not found:
             return total
         workers = store.workers
@@ -2288,7 +2353,7 @@ def save(store: Store, plan: Plan, target: str, signals: Signals, dry_run: bool)
 
 def refuse_place(store: Store, target: str) -> None:
     """Refuse an archive that exists, or that would lie in the store, or nowhere."""
-    folder = os.path.realpath(os.path.dirname(os.path.abspath(target)))
+    folder = os.path.realpath(os.path.dirname(target) or '.')
     for top in map(os.path.realpath, (store.v2, store.repositories, store.blobs)):
         if (folder + '/').startswith(top + '/'):
             raise OSError(errno.EINVAL, f"it would lie in the registry, '{top}'", target)
@@ -2371,6 +2436,11 @@ def saved_paths(store: Store, plan: Plan) -> Iterator[Tuple[str, os.stat_result]
 
 
 # -- The cleaner: request, plan, removal, outcome -------------------------------------------------
+
+def unfinished(v2: str, what: str = 'aside') -> bool:
+    """Tell whether a run has left something aside, which the next one puts back, or gone."""
+    return os.path.lexists(f'{v2}/repositories/{OWN}{what}')
+
 
 class RegistryCleaner:
     """Deletes images from the V2 folder that `registry_data_dir` is or holds.
@@ -2606,7 +2676,7 @@ class View:
             if not blob or blob not in sizes:
                 if repository.layers.get(name) == '':
                     yield f'broken link: layer {name}'
-                elif not (child or name in manifest.foreign or not blob and name in manifest.typed):
+                elif not (child or name in manifest.foreign or not blob and manifest.is_index):
                     yield f'layer missing: {blob or name}'
             elif blob in bad and not child:
                 yield f'{bad[blob]}: {blob}'
@@ -2692,7 +2762,7 @@ class View:
     def add_line(self, row: Row, verdict: Optional[Verdict] = None) -> None:
         """Add the line of `row`, with what goes if only that is deleted."""
         try:
-            verdict = verdict or self.judge.decide(Wish([row.image], [], Request((row.image,))))
+            verdict = verdict or self.judge.decide(Wish([row.image], [], Request()), terse=True)
         except RegistryCleanerError:
             verdict = Verdict(row.repository)
         self.told.lines.append((row, self.told.stored(verdict.unlinked), verdict.upload_bytes))
@@ -2705,7 +2775,7 @@ def survey(store: Store, asked: Tuple[str, Wish, float], bad: Mapping[str, str])
     view = View(Judge(store, repository, now), bad)
     told, counts = view.told, view.told.counts
     selected = view.select(wish)
-    untagged = view.judge.decide(Wish([], [], Request(untagged=True)))
+    untagged = view.judge.decide(Wish([Image(name)], [], Request(untagged=True)))
     garbage = view.judge.decide(Wish([], [], Request(garbage=True)))
     for figure, verdict in zip(FIGURES, (selected, untagged, garbage)):
         getattr(told, figure).update(told.stored(verdict.unlinked))
@@ -2869,7 +2939,7 @@ def table(rows: Sequence[Row], width: int, verbose: bool) -> Iterator[str]:
         room = width - sum(widths[column] + 2 for column in columns)
         if width and name in columns and room < min(widths[''], max(10, width // 4)):
             columns.remove(name)
-    widths[''] = min(widths[''], room) if width else widths['']
+    widths[''] = max(min(widths[''], room), 1) if width else widths['']
     for line in [heading] + lines:
         text = f'{shortened(line[""], widths[""]):{widths[""]}}'
         for place, name in enumerate(columns):
@@ -2907,7 +2977,7 @@ def check_text(listing: Listing, v2: str) -> Iterator[str]:
     if damaged:
         yield ('To repair an image, remove the folder of each damaged blob below '
                f"'{v2}/blobs', restart the registry and push the image again")
-        yield f'To delete it: {PROGRAM} -i {damaged[0].image}'
+        yield f'To delete it: {command(str(damaged[0].image))}'
 
 
 def listing_names(listing: Listing) -> Iterator[str]:
@@ -2949,9 +3019,10 @@ def report(outcome: Outcome, save_to: str) -> None:
     for name, reason in outcome.kept:
         log.log(logging.INFO if dry_run else logging.DEBUG, 'Keeps %s, %s', name, reason)
     if outcome.saved:
-        log.info("%s what goes (%s) to '%s'. To bring it back: tar -xf '%s' -C '%s'",
-                 'Would save' if dry_run else 'Saved', human_size(outcome.saved), save_to, save_to,
-                 outcome.v2)
+        file = save_to if save_to == '-' else os.path.abspath(save_to)  # tar takes a:b for a host
+        log.info("%s what goes (%s) to '%s'. To bring it back: tar -xf %s -C %s",
+                 'Would save' if dry_run else 'Saved', human_size(outcome.saved), save_to,
+                 shlex.quote(file), shlex.quote(outcome.v2))
     whole = {one.repository for one in plan.references if one.kind == 'repository'}
     named = {name for name in whole if not outcome.owners.get(name)}  # not by a tag
     tagged = {one.repository for one in plan.references if one.kind == 'tag'} | whole
@@ -3067,6 +3138,8 @@ def put(text: str) -> bool:
     """Write `text`, unless empty, to standard output; tell whether that worked."""
     encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
     try:
+        if text and sys.stdout is None:
+            raise OSError(errno.EBADF, 'it is closed')
         if text:  # a name need not be valid text
             print(text.encode(encoding, 'backslashreplace').decode(encoding), flush=True)
     except BrokenPipeError:
@@ -3226,7 +3299,7 @@ def look(cleaner: RegistryCleaner, arguments: argparse.Namespace, request: Reque
          ) -> Tuple[int, Dict[str, Any], Iterable[str]]:
     """List or check what `request` selects; return the exit status, the JSON and the text."""
     if arguments.images and not request.images:  # an empty list, which is never everything
-        return 0, {'registry': cleaner.v2, 'images': [], 'total': {}}, ()
+        return 0, {'registry': cleaner.v2, 'images': [], 'total': dict.fromkeys(TOTALS)}, ()
     listing = (cleaner.check if arguments.check else cleaner.list)(request)
     for text in listing.warnings:
         log.warning('%s', text)
@@ -3267,7 +3340,9 @@ def run(argv: Optional[Sequence[str]], signals: Signals) -> int:
     if arguments.force:
         log.warning('-f, --force has no effect')
     lines, error = [], ''  # type: Iterable[str], str
-    result: Dict[str, Any] = {'registry': None, 'images': [], 'total': {}}
+    result: Dict[str, Any] = dict(plan_json(Outcome('', request.dry_run)), registry=None)
+    if looks:
+        result = {'registry': None, 'images': [], 'total': dict.fromkeys(TOTALS)}
     cleaner: Optional[RegistryCleaner] = None
     try:
         cleaner = RegistryCleaner(find_data_dir(arguments.registry_data_dir), workers=workers,
@@ -3290,6 +3365,8 @@ def run(argv: Optional[Sequence[str]], signals: Signals) -> int:
     terminal.end()
     if cleaner and not looks:
         result = plan_json(cleaner.outcome)
+        if cleaner.outcome.earlier:
+            error = error.replace('othing was', 'othing else was')
     if error:
         log.error('%s', error)
         result['error'] = error

@@ -23,6 +23,7 @@ MANIFEST_TYPES = re.compile(r'application/vnd\.(docker\.distribution\.manifest\.
 IMAGE = re.compile('((?:localhost|[^/]*:[0-9]+)/)?([^:]*):?(.*)')
 PATTERN = re.compile(r'[*?[]')
 PARTS = ('_manifests', '_layers', '_uploads')
+COMPONENT = re.compile('[a-z0-9]+(?:(?:[.]|__?|-+)[a-z0-9]+)*')
 COPIES = ('.snapshot', '.zfs', '#snapshot', '@eaDir')
 OWN = '_delete_docker_registry_image.'   # begins the folders that a run sets things aside in
 NOT_A_NAME = ('subject', 'annotations')
@@ -172,6 +173,8 @@ class Manifest:
                 self.manifests |= found
             if any(one.values('urls')):
                 self.elsewhere |= found
+        if self.manifests:    # Go reads the second of two lists into the elements of the first
+            self.manifests = set(self.names)
         self.subjects = set().union(*(digests_in(one) for one in document.values('subject')
                                       if isinstance(one, Pairs)))
 
@@ -546,9 +549,12 @@ def with_tags(repo, tags, digests, spared):
     seeds = set(digests)
     for tag in tags - repo.empty_tags:
         seeds |= repo.history[tag] | {repo.tags[tag] or ''}
-    doomed = repo.reach(seeds, owned)
-    untouched = set(repo.manifests) - doomed
-    kept = repo.reached_by(set(repo.tags) - doomed_tags, untouched | safe, without=digests)
+    for again in (False, True):  # a signature's tag that goes takes what it stood for with it
+        doomed = repo.reach(seeds, owned)
+        kept = repo.reached_by(set(repo.tags) - doomed_tags,
+                               set(repo.manifests) - doomed | safe, without=digests)
+        for tag in repo.owned_tags(doomed - kept) - spared - doomed_tags:
+            seeds |= set() if again else repo.history[tag]
     for digest in digests:
         for one in kept:
             if digest in repo.names(one):
@@ -658,7 +664,8 @@ def refuse_to_remove_all(store, wanted, request, outcome):
     """Referrer tags that are left of what was asked of are no images."""
     left = {(name, tag) for name, repo in store.items()
             for tag in (repo.ordinary_tags() if name in wanted else repo.tags)} - outcome.tags
-    if outcome.tags and not left and not request.allow_remove_all and not request.untagged \
+    if (outcome.tags or outcome.manifests) and not left \
+            and not request.allow_remove_all and not request.untagged \
             and any(PATTERN.search(image) for image in request.images):
         raise Refused('patterns would leave no tag')
 
@@ -695,6 +702,9 @@ def prune_empty(store, outcome):
         if path[-1] != '/' or path in ('repositories/', 'blobs/') \
                 or not all(TAG.fullmatch(part) for part in path[:-1].split('/')):
             continue
+        names = path[:-1].split('/')[1:]
+        if not set(PARTS) & set(names) and not all(COMPONENT.fullmatch(part) for part in names):
+            continue    # no registry calls a repository so, and it is none
         base = above[:-len('/_manifests')] if above.endswith('/_manifests') else above
         if base in bases and name in ('_layers', 'tags', 'revisions') and any(
                 is_below(one.rstrip('/'), '%s/_manifests/%s' % (base, part))

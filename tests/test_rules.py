@@ -162,14 +162,15 @@ class Pushed:
 def plainly_selected(pushed, images, excluded, keep_last, older_than, by):
     """Of the tags that match, first those that -x names are left out, then the N newest; of the
     rest those older than AGE go. A tie at the cut is kept. A tag without the date or version that
-    --by asks for stays and takes no place."""
+    --by asks for stays and takes no place; a broken one takes none of one that can be pulled."""
     selected = set()
     for image, repo in itertools.product(images, {one.repo for one in pushed}):
         left = [one for one in pushed if one.repo == repo and one.named_by(image)
                 and not any(one.named_by(other) for other in excluded)
                 and getattr(one, by) is not None]
         for one in left:
-            newer = [other for other in left if getattr(other, by) > getattr(one, by)]
+            newer = [other for other in [other for other in left if other.digest] or left
+                     if getattr(other, by) > getattr(one, by)]
             if keep_last is not None and len(newer) < keep_last:
                 continue
             if older_than is not None and getattr(one, by) >= time.time() - older_than:
