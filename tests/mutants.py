@@ -263,7 +263,7 @@ def called(node, near):
         yield CALL, changed(node, keywords=without(node.keywords, index))
     if len(node.args) > 1:
         yield CALL, changed(node, args=[node.args[1], node.args[0]] + node.args[2:])
-    if node.args:
+    if node.args and not isinstance(node.args[0], ast.Starred):
         yield CALL, node.args[0]
     if isinstance(node.func, ast.Attribute):
         yield CALL, node.func.value

@@ -616,7 +616,7 @@ class Trial:
                 finally:
                     os._exit(0)
             os.close(writer)
-            begun = None
+            begun, before = None, left
             with open(reader) as lines:
                 for line in map(json.loads, lines):
                     if len(line) > 2:
@@ -626,6 +626,7 @@ class Trial:
                         begun = line
                         left = left[left.index(line[0]) + 1:] if line[0] in left else left
             status = os.waitpid(child, 0)[1]
+            assert left is not before, 'fault %s cannot be planted' % number
             if begun:
                 outside = os.WIFEXITED(status) and os.WEXITSTATUS(status) == LEFT_THE_STORE
                 yield begun + self.result(CASES[begun[0]], OUTSIDE if outside else STOPPED)
