@@ -424,21 +424,22 @@ def parse_manifest(content: bytes) -> Manifest:
             continue
         digests, size, is_manifest, elsewhere = [], -1.0, False, False  # type: Any, Any, Any, Any
         for key, value in part:
-            key = key.casefold()
-            if type(value) is str:
+            key, kind = key.casefold(), type(value)
+            if kind is str:
                 if key in ('digest', 'blobsum') and is_digest(value):
                     digests.append(sys.intern(value))
                 elif key == 'mediatype':
                     is_manifest = is_manifest or '.manifest.' in value or '.index.' in value
-            elif type(value) is float:
+            elif kind is float:
                 size = value if key == 'size' else size
-            elif type(value) in (tuple, list) and key not in ('subject', 'annotations'):
+            elif (kind is tuple or kind is list) and key not in ('subject', 'annotations'):
                 todo.append(value)
                 elsewhere = elsewhere or key == 'urls' and value != []
         for digest in digests:
             names[digest] = size
             is_index = is_index or is_manifest
-            foreign += [digest] * elsewhere
+            if elsewhere:
+                foreign.append(digest)
     top = [(key.casefold(), value) for key, value in document]
     subjects = {text for key, value in top if key == 'subject' and type(value) is tuple
                 for name, text in value if name.casefold() == 'digest' and type(text) is str}
@@ -1854,7 +1855,8 @@ class Judge:
         old = [upload for upload, (last, _) in sorted(uploads.items())
                if whole or last <= self.now - UPLOAD_AGE]
         layers = self.graph.lost_layers(lost) | (self.unused(request) if request.garbage else set())
-        layers = {one for one in layers if layers.issuperset(self.aliases.get(one, ()))}
+        layers -= {blob for blob in layers & self.aliases.keys()
+                   if not layers.issuperset(self.aliases[blob])}
         begun = request.garbage and request.older_than is not None and not layers >= self.linked
         leftovers = list(self.leftovers(wish))
         gone = nothing_left and len(old) == len(repository.uploads) and (whole or not begun) and (
