@@ -635,8 +635,9 @@ class Store:
                 listed = [(f'{algorithm}:{entry.name}', entry) for entry in self.entries(folder)]
                 places = {sys.intern(digest): entry.path for digest, entry in listed
                           if is_digest(digest) and (wanted is None or digest in wanted)}
-            if known in places:
-                found[known] = places.pop(known) and known
+            if known and known in places:
+                found[known] = known
+                del places[known]
             there = self.workers.each(self.has_link, places.values())
             for (digest, path), linked in zip(places.items(), there):
                 found[digest] = None if not linked else digest if algorithm == 'sha256' else (
