@@ -1645,7 +1645,7 @@ class Graph:
 
 # -- What one repository loses --------------------------------------------------------------------
 
-def command(*images: str) -> str:
+def delete_command(*images: str) -> str:
     """Return the command that deletes these images."""
     return ' '.join([PROGRAM, *(f'-i {shlex.quote(image)}' for image in images)])
 
@@ -1773,7 +1773,7 @@ class Judge:
             verdict.warnings.append(
                 f"Repository '{self.name}' has manifests and no tag, and -u leaves it alone: its "
                 'images may be used by digest, or their tags kept in a database. To delete it: '
-                + command(self.name))
+                + delete_command(self.name))
             bare = False
         whole = bare and not request.untagged and not spared
         asked, wanted = self.asked(wish, spared, verdict, bare)
@@ -1920,7 +1920,7 @@ class Judge:
             verdict.warnings.append(
                 f'{len(more)} of {self.name} stay only since its tag {min(broken)[1:]} is broken, '
                 'and nobody knows what it stood for. To delete the tag: '
-                + command(*(f'{self.name}:{one[1:]}' for one in sorted(broken))))
+                + delete_command(*(f'{self.name}:{one[1:]}' for one in sorted(broken))))
 
     def skip_if_damaged(self, lost: Set[str], verdict: Verdict, terse: bool) -> None:
         """Leave a repository that would lose something as it is, if it keeps what is unreadable."""
@@ -1950,7 +1950,7 @@ class Judge:
         images = [self.name + (':' + top[1:] if top[0] == '/' else '@' + top)
                   for top in sorted(tops)]
         return ('it is damaged, and was left as it is, since nobody knows what it needs:'
-                f'{text}\n  Restore that, or delete it: {command(*images or [self.name])}\n'
+                f'{text}\n  Restore that, or delete it: {delete_command(*images or [self.name])}\n'
                 f'  or leave it out of the run: -x {shlex.quote(self.name)}')
 
     def find_used(self, going: Set[Tuple[str, str]], verdict: Verdict) -> None:
@@ -2980,7 +2980,7 @@ def check_text(listing: Listing, v2: str) -> Iterator[str]:
     if damaged:
         yield ('To repair an image, remove the folder of each damaged blob below '
                f"'{v2}/blobs', restart the registry and push the image again")
-        yield f'To delete it: {command(str(damaged[0].image))}'
+        yield f'To delete it: {delete_command(str(damaged[0].image))}'
 
 
 def listing_names(listing: Listing) -> Iterator[str]:
