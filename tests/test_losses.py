@@ -476,6 +476,15 @@ def test_a_push_where_nothing_can_be_set_aside(tree, folder, disturbed):
     assert model.pull(tree.v2, 'app', digest)[1] and tags(tree, 'app') == ['1.0', '2.0']
 
 
+def test_an_orphan_that_a_repository_which_is_put_back_names(tree, disturbed):
+    """Its manifest was to go, so -g wanted the blob, which has no link any more."""
+    shutil.rmtree(os.path.dirname(tree.layer_link('app', digest_of(b'app:1.0'))))
+    result = disturbed(tree, '-g', *DELETE, *OTHER, calls=MOVE, part='/repositories/app/', at=2,
+                       do=errno.EIO)
+    assert result.status == 3 and tags(tree, 'app') == ['1.0', '2.0'], result
+    assert has_blob(tree, b'app:1.0') and not has_blob(tree, b'team/other:1.0')
+
+
 # --- what is advised -----------------------------------------------------------------------------
 
 def test_the_advice_for_a_damaged_child_works(tree):
