@@ -100,6 +100,7 @@ class Request(NamedTuple):
     remove_all: bool = False  # patterns may leave the registry without any tag
     dry_run: bool = False
     read_only: bool = False  # the registry is up, in read-only mode
+    now: float = 0  # when the run began, in seconds
 
 
 def read_request(arguments: argparse.Namespace) -> Request:
@@ -121,9 +122,9 @@ def read_request(arguments: argparse.Namespace) -> Request:
                    arguments.read_only_registry)
 
 
-def narrowed(request: Request, dry_run: bool, read_only: bool) -> Request:
-    """Return `request` as a dry run, or beside a registry in read-only mode, if either says so."""
-    return request._replace(dry_run=request.dry_run or dry_run,
+def begun(request: Request, dry_run: bool = False, read_only: bool = False) -> Request:
+    """Return `request` as that of a run that begins now, a dry run if either of both says so."""
+    return request._replace(now=time.time(), dry_run=request.dry_run or dry_run,
                             read_only=request.read_only or read_only)
 
 
@@ -311,6 +312,11 @@ KINDS = {
 }
 
 
+# A folder of one reference, wherever its repository was moved to.
+is_leaf = re.compile('(?s).*/(?:(?:_manifests/tags|_uploads)/[^/]+|(?:_layers|_manifests/revisions)'
+                     '/%s)' % DIGEST.replace(':[', '/[')).fullmatch
+
+
 class Reference(NamedTuple):
     """One thing to remove: of the kind repository, whatever is left of one."""
 
@@ -328,6 +334,20 @@ class Reference(NamedTuple):
     def line(self) -> str:
         """How a line calls it."""
         return KINDS[self.kind].line.format(**self._asdict())
+
+
+def in_order(references: Iterable[Reference]) -> List[Reference]:
+    """Return references in the order of removal."""
+    rank = {kind: number for number, kind in enumerate(KINDS)}
+    return sorted(references, key=lambda one: rank[one.kind])
+
+
+def by_repository(references: Iterable[Reference]) -> Dict[str, List[Reference]]:
+    """Return the references of each repository that has any."""
+    found: Dict[str, List[Reference]] = {}
+    for reference in references:
+        found.setdefault(reference.repository, []).append(reference)
+    return found
 
 
 class Plan(NamedTuple):
@@ -748,12 +768,27 @@ class Store:
 
     def kept_links(self) -> Set[str]:
         """Return the blobs of the links that no run could put back: those count like others."""
-        tops = [entry.name for entry in self.entries(self.repositories)
+        tops = [entry.path for entry in self.entries(self.repositories)
                 if is_own(entry.name, 'kept') and entry.is_dir()]
         kept = Store(self.v2, self.workers)  # whose symbolic links are no matter
-        names = kept.repository_names(['/' + top for top in tops]) if tops else []
-        return {blob for name in names for below in ('_layers', '_manifests/revisions')
-                for blob in kept.links_in(kept.place(name, below)).values() if blob}
+        return kept.blobs_of(filter(is_leaf, kept.folders_below(tops)))
+
+    def folders_below(self, tops: List[str]) -> List[str]:
+        """Return all folders below `tops`, but for what tags, links and uploads hold."""
+        found: List[str] = []
+        while tops:
+            listed = [entry.path for entries in self.workers.each(self.entries, tops)
+                      for entry in entries if entry.is_dir(follow_symlinks=False)]
+            found += listed
+            tops = [path for path in listed if not is_leaf(path)]
+        return found
+
+    def blobs_of(self, folders: Iterable[str]) -> Set[str]:
+        """Return the blobs of the links in these folders of layers and revisions."""
+        digests = {path: ':'.join(path.split('/')[-2:]) for path in folders}
+        return {digest if digest[:6] == 'sha256' else self.read_link(path)[0] or digest
+                for path, digest in digests.items()
+                if is_digest(digest) and os.path.lexists(path + '/link')}
 
     def size(self, digest: str) -> Optional[int]:
         """Return the bytes that removing the blob frees, None when it is not stored."""
@@ -886,9 +921,7 @@ def guard(store: Store, request: Request, plan: Plan) -> Dict[str, List[Set[Tupl
     """
     names = set(store.repository_names())
     refuse_unsafe_ground(store, names, request.garbage)
-    going: Dict[str, List[Reference]] = {}
     for reference in plan.references:
-        going.setdefault(reference.repository, []).append(reference)
         kind = KINDS.get(reference.kind)
         if not (kind and re.fullmatch(kind.item, reference.item) and reference.repository in names
                 and (reference.kind == 'entry') == bool(is_tag(reference.tag))):
@@ -900,6 +933,7 @@ def guard(store: Store, request: Request, plan: Plan) -> Dict[str, List[Set[Tupl
     if not all(map(is_digest, plan.blobs)):
         raise Fault('what is no digest would go as a blob')
     images, excluded = Words(request.images, names), Words(request.excluded, names, True)
+    going = by_repository(plan.references)
     require_one_name(store, names, going)
 
     def look_again(name: str) -> List[Set[Tuple[str, str]]]:
@@ -1054,9 +1088,7 @@ class Removal:
         staying = guard(self.store, request, plan)
         real = self.renames_are_moves() if staying else True
         self.signals.at_once = False
-        parts: Dict[str, List[Reference]] = {name: [] for name in staying}
-        for reference in sorted(plan.references, key=lambda one: list(KINDS).index(one.kind)):
-            parts[reference.repository].append(reference)
+        parts = by_repository(in_order(plan.references))
         try:
             done = self.store.workers.each(
                 lambda name: real and self.set_aside(name, parts[name], *staying[name]), parts,
@@ -1099,22 +1131,15 @@ class Removal:
         except OSError as error:
             way_back = error.errno not in NO_WAY_BACK
             reason = f"cannot set aside '{error.filename}': {error.strerror}"
-        if reason:
-            way_back = not self.put_back_parts(name) or way_back
-            if way_back:
-                self.account.skipped[name] = reason + ('. What could not be put back is kept' if (
-                    os.path.lexists(f'{self.kept}/{name}')) else '. It was left as it was')
-        return way_back
-
-    def put_back_parts(self, name: str) -> bool:
-        """Put back what is aside of a repository; what cannot go back is kept, never committed."""
-        places = [(f'{self.aside}/{name}/{part}', part) for part in sorted(PARTS)]
-        if all(self.put_back(source, self.store.place(name, part)) for source, part in places):
+        if reason and not self.put_back_repository(name):
+            for source, part in [(f'{self.aside}/{name}/{part}', part) for part in PARTS]:
+                if os.path.lexists(source):
+                    move(source, f'{self.kept}/{name}/{part}')  # which is never committed
+            self.account.skipped[name] = reason + '. What could not be put back is kept'
             return True
-        for source, part in places:
-            if os.path.lexists(source):
-                move(source, f'{self.kept}/{name}/{part}')
-        return False
+        if reason and way_back:
+            self.account.skipped[name] = reason + '. It was left as it was'
+        return way_back
 
     def standing(self, folder: str) -> Set[Tuple[str, str]]:
         """Return the tags in a repository's folder with their digests, and its manifests.
@@ -1134,6 +1159,17 @@ class Removal:
             if digest is not None and entry.is_dir():
                 found.add((entry.name, digest))
         return found
+
+    def put_back_all(self) -> None:
+        """Put back all that is aside; what cannot go back is kept, and protects its blobs."""
+        self.put_back(self.aside, self.store.repositories)
+        if os.path.lexists(self.aside):
+            os.rename(self.aside, free_name(self.kept))
+
+    def put_back_repository(self, name: str) -> bool:
+        """Put back what is aside of a repository."""
+        return all(self.put_back(f'{self.aside}/{name}/{part}', self.store.place(name, part))
+                   for part in sorted(PARTS))
 
     def put_back(self, source: str, place: str) -> bool:
         """Move `source` back to `place`.  What is there by now stays, and nothing is overwritten.
@@ -1161,12 +1197,6 @@ class Removal:
         except (OSError, RecursionError) as error:
             self.account.fail(error, place)
             return False
-
-    def put_back_all(self) -> None:
-        """Put back all that is aside; what cannot go back is kept in a folder that no run reads."""
-        self.put_back(self.aside, self.store.repositories)
-        if os.path.lexists(self.aside):
-            os.rename(self.aside, free_name(self.kept))
 
     def commit(self) -> str:
         """Make the deletion final: from here on what is aside is gone; return where it is."""
@@ -1214,25 +1244,9 @@ class Removal:
 
         Then these folders, what an interrupted run has left among them.
         """
-        candidates, repositories, failed = set(blobs or ()), set(), len(self.account.failed)
-        leaves, level = [], list(folders)  # type: List[str], List[str]
-        while level:
-            listed = list(zip(level, self.store.workers.each(self.store.entries, level)))
-            level = []
-            for path, entry in [(path, entry) for path, entries in listed for entry in entries
-                                if entry.is_dir(follow_symlinks=False)]:
-                kind, algorithm = path.split('/')[-2:]
-                digest = f'{algorithm}:{entry.name}'
-                leaf = path.endswith(('/_manifests/tags', '/_uploads')) or (
-                    is_digest(digest) and path.endswith((f'/_layers/{algorithm}',
-                                                         f'/_manifests/revisions/{algorithm}')))
-                (leaves if leaf else level).append(entry.path)
-                if entry.name in PARTS:
-                    repositories.add(path)
-                if blobs is None and is_digest(digest) and kind in ('_layers', 'revisions') and (
-                        os.path.lexists(entry.path + '/link')):
-                    candidates.add(digest if algorithm == 'sha256' else
-                                   self.store.read_link(entry.path)[0] or digest)
+        failed, below = len(self.account.failed), self.store.folders_below(folders)
+        leaves = list(filter(is_leaf, below))
+        candidates = self.store.blobs_of(leaves) if blobs is None else set(blobs)
         for name in {*self.account.skipped, *(one.repository for one in self.account.left)}:
             for digest, manifest in self.store.repository(name).manifests.items():
                 candidates -= self.store.signatures(name, digest) | manifest.names.keys()
@@ -1243,8 +1257,9 @@ class Removal:
         self.store.workers.each(lambda path: self.attempt(path, remove), leaves, 'Removing links')
         for folder in folders:
             self.attempt(folder, shutil.rmtree)
-        for path in sorted(repositories, reverse=True):
-            name = path[len(self.store.repositories):].split('/', 2)[2]
+        emptied = {os.path.dirname(path) for path in below if os.path.basename(path) in PARTS}
+        for path in sorted(emptied.difference(folders), reverse=True):
+            name = path[len(self.store.repositories) + 1:].partition('/')[2]
             with contextlib.suppress(OSError):  # others lie below it, or it is a mount point
                 os.rmdir(self.store.place(name))
 
@@ -1498,7 +1513,7 @@ def span(seconds: float) -> str:
 
 
 def chosen_tags(store: Store, repository: Repository, images: Iterable[Image], spared: Set[str],
-                request: Request, now: float) -> Tuple[Set[str], Dict[str, str]]:
+                request: Request) -> Tuple[Set[str], Dict[str, str]]:
     """Return the tags that `images` select, and those that the rules keep, each with the reason.
 
     The `spared` ones, which are excluded, take no place.  A tie at the cut is kept.
@@ -1523,12 +1538,12 @@ def chosen_tags(store: Store, repository: Repository, images: Iterable[Image], s
         for tag in found:
             when = times[tag]
             said = '' if request.by == 'version' or when is None else (
-                f'{request.by} {span(now - when)} ago: ')
+                f'{request.by} {span(request.now - when)} ago: ')
             if when is None:
                 kept[tag] = 'it has no ' + ('version' if request.by == 'version' else 'date')
             elif last and when >= last[0][0]:
                 kept[tag] = f'{said}one of the last {request.keep_last}'
-            elif request.older_than is not None and when >= now - request.older_than:
+            elif request.older_than is not None and when >= request.now - request.older_than:
                 kept[tag] = f'{said}not older than {span(request.older_than)}'
             else:
                 chosen.add(tag)
@@ -1653,6 +1668,7 @@ def delete_command(*images: str) -> str:
 class Wish(NamedTuple):
     """What is asked of one repository."""
 
+    name: str
     images: List[Image]
     excluded: List[Image]
     request: Request  # without its words
@@ -1663,25 +1679,30 @@ class Wish(NamedTuple):
         return any(image.whole for image in self.images)
 
 
-class Verdict:
-    """What is decided of one repository."""
+class Sum:
+    """What is found out of one repository, or of several added up."""
 
-    def __init__(self, name: str, tags_left: int = 0) -> None:
-        self.name, self.tags_left = name, tags_left
+    def add(self, other: 'Sum') -> None:
+        """Add what is found out of another repository."""
+        for name, found in vars(other).items():
+            mine = getattr(self, name)
+            (mine.extend if isinstance(mine, list) else mine.update)(found)
+
+
+class Verdict(Sum):
+    """What is decided."""
+
+    def __init__(self) -> None:
         self.references: List[Reference] = []
         self.unlinked: List[str] = []  # the blob of each link that goes
         self.used: Set[str] = set()  # with -g: blobs that stay linked or named
-        self.matched: Set[Image] = set()
+        self.matched: Set[Image] = set()  # words that name something
+        self.tags_left: Dict[str, int] = {}  # repository -> number of its tags that stay
         self.warnings: List[str] = []
         self.kept: List[Tuple[str, str]] = []  # tags that rules keep, and why
-        self.skipped = ''  # why it is left as it is
-        self.last_tag = ''  # whose going takes the repository with it
-        self.upload_bytes = 0
-
-    @property
-    def whole(self) -> bool:
-        """Whether all of the repository goes."""
-        return bool(self.references) and self.references[-1].kind == 'repository'
+        self.skipped: Dict[str, str] = {}  # repository -> why it is left as it is, with commands
+        self.owners: Dict[str, str] = {}  # repository that goes with its last tag -> this, or ''
+        self.uploads: Dict[str, int] = {}  # repository -> bytes of the uploads that go
 
 
 def written(path: str) -> float:
@@ -1690,6 +1711,11 @@ def written(path: str) -> float:
         return os.lstat(path).st_mtime
     except FileNotFoundError:
         return time.time()
+
+
+def is_young(path: str, request: Request) -> bool:
+    """Tell whether --older-than spares a link or a blob."""
+    return request.older_than is not None and written(path) > request.now - request.older_than
 
 
 def measure_upload(store: Store, folder: str) -> Tuple[float, int]:
@@ -1721,8 +1747,8 @@ def names_something(repository: Repository, image: Image) -> bool:
 class Judge:
     """Decides what a repository loses.  May be asked again: that costs what goes, no more."""
 
-    def __init__(self, store: Store, repository: Repository, now: float) -> None:
-        self.store, self.repository, self.now = store, repository, now
+    def __init__(self, store: Store, repository: Repository) -> None:
+        self.store, self.repository = store, repository
         self.name, self.graph = repository.name, Graph(repository)
         self.tags, self.manifests, self.layers = (
             repository.tags, repository.manifests, repository.layers)
@@ -1748,7 +1774,8 @@ class Judge:
 
         Raises RegistryCleanerError for what must not be.
         """
-        verdict = Verdict(self.name, self.ordinary)
+        verdict = Verdict()
+        verdict.tags_left[self.name] = self.ordinary
         verdict.matched.update(image for image in wish.images + wish.excluded
                                if names_something(self.repository, image))
         if not any(image.whole for image in wish.excluded):
@@ -1778,10 +1805,9 @@ class Judge:
         whole = bare and not request.untagged and not spared
         asked, wanted = self.asked(wish, spared, verdict, bare)
         pointing = [tag for digest in wanted for tag in self.pointing.get(digest, ())]
-        if request.untagged and request.older_than is not None:
-            young = self.now - request.older_than
-            spared.update(digest for digest in self.manifests if written(
-                self.store.revision(self.name, digest) + '/link') > young)
+        if request.untagged:
+            spared.update(digest for digest in self.manifests if is_young(
+                self.store.revision(self.name, digest) + '/link', request))
         named = wanted.union(map(node, asked), map(node, pointing))
         seeds = list(self.manifests) if bare else [
             digest for tag in asked for digest in (self.tags[tag].digest, *self.tags[tag].history)
@@ -1810,8 +1836,7 @@ class Judge:
             asked = self.tags.keys() - kept_tags - (owned if spared else set())
         else:
             by_tag = [image for image in wish.images if image.tag]
-            asked, kept = chosen_tags(self.store, self.repository, by_tag, kept_tags,
-                                      wish.request, self.now)
+            asked, kept = chosen_tags(self.store, self.repository, by_tag, kept_tags, wish.request)
             verdict.kept = [(f'{self.name}:{tag}', why) for tag, why in sorted(kept.items())]
             if by_tag and self.may_be_copied(wish.request):
                 verdict.warnings.append(
@@ -1849,12 +1874,12 @@ class Judge:
         """Add what goes with the nodes `lost`, and with -g what nothing uses."""
         request, name, repository = wish.request, self.name, self.repository
         leaving = {one[1:] for one in lost if one[0] == '/'}
-        verdict.tags_left = self.ordinary - len(leaving - repository.referrers.keys())
+        verdict.tags_left[name] = self.ordinary - len(leaving - repository.referrers.keys())
         nothing_left = len(leaving) == len(self.tags) and lost >= self.manifests.keys()
         uploads = {upload: measure_upload(self.store, self.store.place(name, '_uploads', upload))
                    for upload in (repository.uploads if request.garbage or nothing_left else ())}
         old = [upload for upload, (last, _) in sorted(uploads.items())
-               if whole or last <= self.now - UPLOAD_AGE]
+               if whole or last <= request.now - UPLOAD_AGE]
         layers = self.graph.lost_layers(lost) | (self.unused(request) if request.garbage else set())
         layers -= {blob for blob in layers & self.aliases.keys()
                    if not layers.issuperset(self.aliases[blob])}
@@ -1864,7 +1889,7 @@ class Judge:
             bool(lost or leftovers) or request.garbage or bare and not request.untagged)
         if gone:
             layers = self.linked
-            verdict.last_tag = max(self.tags, default='') if not bare else ''
+            verdict.owners[name] = '' if bare else max(self.tags, default='')
         entries = {(tag, digest) for digest in lost for tag in self.entered.get(digest, ())}
         if request.garbage:
             entries.update((tag, digest) for tag, read in self.tags.items() if read.digest
@@ -1883,16 +1908,14 @@ class Judge:
             add('leftover', leftovers)
         if request.garbage or gone:
             add('upload', old)
-            verdict.upload_bytes = sum(uploads[upload][1] for upload in old)
+            verdict.uploads[name] = sum(uploads[upload][1] for upload in old)
         if gone:
             add('repository', [''])
 
     def unused(self, request: Request) -> Set[str]:
         """Return the layer links that no manifest uses, and that are not too young."""
-        before = None if request.older_than is None else self.now - request.older_than
-        return {digest for digest in self.linked - self.graph.users.keys()
-                if before is None or written(self.store.place(
-                    self.name, '_layers', digest.replace(':', '/'), 'link')) <= before}
+        return {digest for digest in self.linked - self.graph.users.keys() if not is_young(
+            self.store.place(self.name, '_layers', digest.replace(':', '/'), 'link'), request)}
 
     def leftovers(self, wish: Wish) -> Iterator[str]:
         """Yield the folders whose link is gone: with -g all, else those of named tags."""
@@ -1924,14 +1947,15 @@ class Judge:
 
     def skip_if_damaged(self, lost: Set[str], verdict: Verdict, terse: bool) -> None:
         """Leave a repository that would lose something as it is, if it keeps what is unreadable."""
-        if not verdict.references or verdict.whole:
+        if not verdict.references or verdict.owners:
             return
         going = {one.item for one in verdict.references if one.kind == 'layer'}
         aliases = [digest for digest in self.aliases.get('', ()) if digest not in going]
         if aliases or any(fault[0] not in lost for fault in self.faults):
-            verdict.skipped = '' if terse else self.damage(lost, aliases)
-            verdict.references, verdict.upload_bytes = [], 0
-            verdict.last_tag, verdict.tags_left = '', self.ordinary
+            verdict.skipped[self.name] = '' if terse else self.damage(lost, aliases)
+            verdict.tags_left[self.name] = self.ordinary
+            verdict.references.clear()
+            verdict.uploads.clear()
         else:
             verdict.warnings += [
                 f'What the unreadable manifest {image} needed is unknown: its layers stay until -g'
@@ -1968,22 +1992,17 @@ class Judge:
 
 # -- The plan -------------------------------------------------------------------------------------
 
-class Outcome(NamedTuple):
+class Outcome(Verdict):
     """What a run deletes: what is planned at first, and what came of it in the end."""
 
-    v2: str
-    dry_run: bool
-    plan: Plan = Plan([])
-    skipped: Dict[str, str] = {}  # repository -> why it was left as it was, with commands
-    warnings: List[str] = []
-    kept: List[Tuple[str, str]] = []  # tags that rules keep, and why
-    owners: Dict[str, str] = {}  # repository that goes with its last tag -> this, '' if named
-    uploads: Dict[str, int] = {}  # repository -> bytes of the uploads that go
-    failed: List[Tuple[str, str]] = []  # path, and why it could not be deleted
-    earlier: Dict[str, int] = {}  # blobs that an interrupted run had left -> bytes freed
-    saved: int = 0  # bytes of the archive
-    unfinished: str = ''  # what frees the rest, if it was interrupted after it was final
-    left: bool = False  # what an earlier run had left could not be mended
+    def __init__(self, v2: str, dry_run: bool) -> None:
+        super().__init__()
+        self.v2, self.dry_run, self.plan = v2, dry_run, Plan([])
+        self.failed: List[Tuple[str, str]] = []  # path, and why it could not be deleted
+        self.earlier: Dict[str, int] = {}  # blobs that an interrupted run had left -> bytes freed
+        self.saved = 0  # bytes of the archive
+        self.unfinished = ''  # what frees the rest, if it was interrupted after it was final
+        self.left = False  # what an earlier run had left could not be mended
 
     @property
     def nothing(self) -> bool:
@@ -1992,10 +2011,9 @@ class Outcome(NamedTuple):
             f'/{OWN}' in path for path, _ in self.failed))
 
 
-def judge_named(store: Store, asked: Tuple[str, Wish, float]) -> Verdict:
-    """Return what is decided of the repository of this name, wish and time."""
-    name, wish, now = asked
-    return Judge(store, store.repository(name), now).decide(wish)
+def judge(store: Store, wish: Wish) -> Verdict:
+    """Return what is decided of the repository that `wish` names."""
+    return Judge(store, store.repository(wish.name)).decide(wish)
 
 
 def each_repository(store: Store, function: Callable[[Store, Item], Result],
@@ -2038,55 +2056,42 @@ def wishes_of(request: Request, names: Iterable[str]) -> Dict[str, Wish]:
     known, everything = set(names), (Image('*'),) if request.untagged else ()
     images = Words(request.images or everything, known)
     excluded, bare = Words(request.excluded, known, True), request._replace(images=(), excluded=())
-    return {name: Wish(images.of(name), excluded.of(name), bare) for name in names}
+    return {name: Wish(name, images.of(name), excluded.of(name), bare) for name in names}
 
 
-def choose(store: Store, request: Request, now: float) -> Outcome:
-    """Return what `request` removes, at the time `now` in seconds.  Reads, and changes nothing.
+def choose(store: Store, request: Request) -> Outcome:
+    """Return what `request` removes.  Reads, and changes nothing.
 
     Raises RegistryCleanerError when nothing may be deleted, and OSError for what cannot be read.
     """
     names = store.repository_names()
     refuse_unsafe_ground(store, names, request.garbage)
     wishes = wishes_of(request, names)
-    verdicts, used, unlinked = [], set(), set()  # type: List[Verdict], Set[str], Set[str]
-    for verdict in each_repository(store, judge_named, [
-            (name, wishes[name], now) for name in names
-            if request.garbage or wishes[name].images]):
-        verdicts.append(verdict)
-        used |= verdict.used
-        unlinked.update(verdict.unlinked)
-        verdict.used, verdict.unlinked = set(), []  # of a large store they take much memory
-    warnings = find_missing(store, request, wishes, {
-        verdict.name: verdict.matched for verdict in verdicts})
-    refuse_remove_all(store, request, verdicts, names)
-    plan = Plan([one for kind in KINDS for verdict in verdicts for one in verdict.references
-                 if one.kind == kind])
+    outcome = Outcome(store.v2, request.dry_run)
+    for verdict in each_repository(store, judge, [
+            wish for wish in wishes.values() if request.garbage or wish.images]):
+        outcome.add(verdict)
+    outcome.warnings[:0] = find_missing(store, request, wishes, outcome.matched,
+                                        outcome.tags_left.keys())
+    refuse_remove_all(store, request, outcome, names)
+    unlinked = set(outcome.unlinked)
     if request.garbage:
-        used |= store.kept_links()
-        blobs = stored(store, used, request.older_than and now - request.older_than, unlinked)
+        blobs = stored(store, outcome.used | store.kept_links(), request, unlinked)
     else:
-        going = {verdict.name: verdict.references for verdict in verdicts}
-        free = sorted(unlinked - store.linked(unlinked, going))
+        free = sorted(unlinked - store.linked(unlinked, by_repository(outcome.references)))
         sizes = zip(free, store.workers.each(store.size, free, 'Measuring blobs'))
         blobs = {digest: size for digest, size in sizes if size is not None}
-    plan = plan._replace(blobs=blobs)
+    outcome.plan = Plan(in_order(outcome.references), blobs)
     if request.prune:
-        plan = plan._replace(folders=empty_folders(store, plan))
-    return Outcome(
-        store.v2, request.dry_run, plan,
-        {verdict.name: verdict.skipped for verdict in verdicts if verdict.skipped},
-        warnings + [text for verdict in verdicts for text in verdict.warnings],
-        [kept for verdict in verdicts for kept in verdict.kept],
-        {verdict.name: verdict.last_tag for verdict in verdicts if verdict.whole},
-        {verdict.name: verdict.upload_bytes for verdict in verdicts if verdict.upload_bytes})
+        outcome.plan = outcome.plan._replace(folders=empty_folders(store, outcome.plan))
+    return outcome
 
 
-def stored(store: Store, used: Set[str], before: Optional[float] = None,
+def stored(store: Store, used: Set[str], request: Request,
            unlinked: AbstractSet[str] = frozenset()) -> Dict[str, int]:
     """Return the bytes that each blob frees that is stored and not `used`.
 
-    With `before`, in seconds, only what was written until then, or is `unlinked`.
+    A young one is left out, unless it is `unlinked`.
     """
     def sizes(folder: str) -> Dict[str, int]:
         algorithm, two = folder.split('/')
@@ -2095,8 +2100,8 @@ def stored(store: Store, used: Set[str], before: Optional[float] = None,
             digest = f'{algorithm}:{entry.name}'
             size = store.size(digest) if digest not in used and is_digest(digest) and (
                 entry.name.startswith(two)) else None
-            if size is not None and (before is None or digest in unlinked
-                                     or written(entry.path + '/data') <= before):
+            if size is not None and (
+                    digest in unlinked or not is_young(entry.path + '/data', request)):
                 found[digest] = size
         return found
 
@@ -2104,14 +2109,13 @@ def stored(store: Store, used: Set[str], before: Optional[float] = None,
     return dict(sorted(pair for sizes_of in found for pair in sizes_of.items()))
 
 
-def find_missing(store: Store, request: Request, wishes: Mapping[str, Wish],
-                 found: Mapping[str, Set[Image]]) -> List[str]:
+def find_missing(store: Store, request: Request, wishes: Mapping[str, Wish], matched: Set[Image],
+                 read: AbstractSet[str]) -> List[str]:
     """Return a warning for each pattern that names nothing; refuse when another word does not.
 
-    `found` are the words that name something in a repository, for those that were read.
+    Those `matched` name something in the repositories that were read; more may do so in others.
     """
-    matched = set().union(*found.values())
-    for name in wishes.keys() - found.keys():
+    for name in wishes.keys() - read:
         excluded = wishes[name].excluded
         matched.update(image for image in excluded if image.whole)
         if not matched.issuperset(excluded):
@@ -2134,18 +2138,17 @@ def find_missing(store: Store, request: Request, wishes: Mapping[str, Wish],
     return warnings
 
 
-def refuse_remove_all(store: Store, request: Request, verdicts: Sequence[Verdict],
-                      names: Iterable[str]) -> None:
+def refuse_remove_all(store: Store, request: Request, verdict: Verdict, names: Iterable[str]
+                      ) -> None:
     """Refuse when patterns would leave the registry without any tag."""
     if request.remove_all or request.untagged or not (
             Words(request.images, set(names)).patterns
             or any(is_pattern(image.tag) for image in request.images)):
         return
-    removed = Counter(one.kind for verdict in verdicts for one in verdict.references)
-    judged = {verdict.name for verdict in verdicts}
-    if (removed['tag'] or removed['manifest']) and not any(
-            verdict.tags_left for verdict in verdicts) and not any(
-            is_tag(tag) and store.read_tag(name, tag) for name in names if name not in judged
+    removed = Counter(one.kind for one in verdict.references)
+    if (removed['tag'] or removed['manifest']) and not any(verdict.tags_left.values()) and not any(
+            is_tag(tag) and store.read_tag(name, tag)
+            for name in names if name not in verdict.tags_left
             for tag in store.folders(store.place(name, '_manifests/tags'))):
         what = f'all {removed["tag"]} tags of the registry' if removed['tag'] else (
             'images of a registry without any tag')
@@ -2479,12 +2482,12 @@ class RegistryCleaner:
     def list(self, request: Request) -> 'Listing':
         """Return what `request` selects, and what deleting it would free."""
         with self.look() as store:
-            return list_images(survey_all(store, request, time.time()))
+            return list_images(survey_all(store, begun(request)))
 
     def check(self, request: Request) -> 'Listing':
         """Read all that `request` selects, and return it with its damage."""
         with self.look() as store:
-            return check_images(store, request, time.time())
+            return check_images(store, begun(request))
 
     @contextlib.contextmanager
     def look(self) -> Iterator[Store]:
@@ -2501,15 +2504,16 @@ class RegistryCleaner:
 
     def run(self, request: Request, save_to: str = '') -> Outcome:
         """Carry out `request`, after what an interrupted run left; save what goes to an archive."""
-        request = narrowed(request, self.dry_run, self.read_only)
+        request = begun(request, self.dry_run, self.read_only)
         self.outcome = Outcome(self.v2, request.dry_run)
         self.signals.at_once = True
         asked = request.images or request.untagged or request.garbage or request.prune
         if asked and request.dry_run:
             with self.look() as store:
-                outcome = choose(store, request, time.time())
-                self.outcome = outcome._replace(saved=save(
-                    store, outcome.plan, save_to, self.signals, True) if save_to else 0)
+                self.outcome = choose(store, request)
+                if save_to:
+                    self.outcome.saved = save(
+                        store, self.outcome.plan, save_to, self.signals, True)
         elif asked:
             try:
                 with safe_ground(self.v2, self.workers, request, self.signals) as removal:
@@ -2522,16 +2526,16 @@ class RegistryCleaner:
     def remove(self, removal: Removal, request: Request, save_to: str) -> None:
         """Carry out `request`; the archive of a run that deletes nothing is removed again."""
         account, earlier = removal.account, dict(removal.account.blobs)
-        before: Any = {'failed': account.failed, 'earlier': earlier, 'left': bool(account.failed)}
-        self.outcome = self.outcome._replace(
-            unfinished='The next run' * account.unfinished, **before)
+        begun, left = self.outcome, bool(account.failed)
+        begun.failed, begun.earlier, begun.left = account.failed, earlier, left
+        begun.unfinished = 'The next run' * account.unfinished
         if earlier:
             log.info('Deleted %s of the earlier run: %s freed', count(len(earlier), 'blob'),
                      human_size(sum(earlier.values())))
         if self.signals.number:
             return
         store = Store(self.v2, self.workers)
-        outcome = choose(store, request, time.time())
+        outcome = choose(store, request)
         with contextlib.ExitStack() as undo:
             saved = save(store, outcome.plan, save_to, self.signals, False) if save_to else 0
             if saved and save_to != '-':
@@ -2544,19 +2548,21 @@ class RegistryCleaner:
                     raise
                 account.fail(error, self.v2)
             final = not (account.put_back or unfinished(self.v2))
-            plan = Plan([one for one in outcome.plan.references
-                         if final and one.repository not in account.skipped
-                         and one not in account.left],
-                        {digest: size for digest, size in sorted(account.blobs.items())
-                         if digest not in earlier}, account.folders)
-            if any(plan):
+            outcome.plan = Plan([one for one in outcome.plan.references
+                                 if final and one.repository not in account.skipped
+                                 and one not in account.left],
+                                {digest: size for digest, size in sorted(account.blobs.items())
+                                 if digest not in earlier}, account.folders)
+            if any(outcome.plan):
                 undo.pop_all()
-        uploads = {name: size for name, size in outcome.uploads.items()
-                   if final and name not in account.skipped}
-        self.outcome = outcome._replace(
-            plan=plan, skipped={**outcome.skipped, **account.skipped}, uploads=uploads,
-            saved=saved if any(plan) else 0, unfinished=('The next run' if unfinished(
-                self.v2, 'gone') else 'The next run with -g') * account.unfinished, **before)
+                outcome.saved = saved
+        outcome.uploads = {name: size for name, size in outcome.uploads.items()
+                           if final and name not in account.skipped}
+        outcome.skipped.update(account.skipped)
+        outcome.failed, outcome.earlier, outcome.left = account.failed, earlier, left
+        if account.unfinished:
+            outcome.unfinished = 'The next run' + ' with -g' * (not unfinished(self.v2, 'gone'))
+        self.outcome = outcome
 
 
 # -- The list: what is there, and what deleting it would free -------------------------------------
@@ -2594,8 +2600,8 @@ class Listing(NamedTuple):
     warnings: List[str]
 
 
-class Survey:
-    """What is told of one repository, or of several added up.  Only blobs that are stored count."""
+class Survey(Sum):
+    """What the list tells.  Only blobs that are stored count."""
 
     def __init__(self) -> None:
         self.lines: List[Tuple[Row, List[str], int]] = []  # with the blobs and uploads that go
@@ -2607,15 +2613,10 @@ class Survey:
         self.garbage: Any = Counter()  # with -g
         self.named: Set[str] = set()  # blobs that manifests name without a link
         self.counts: Any = Counter()
-        self.matched: Dict[str, Set[Image]] = {}  # repository -> the words that name something
+        self.matched: Set[Image] = set()  # words that name something
         self.refused: Dict[str, str] = {}  # figure -> why it cannot be told
         self.warnings: List[str] = []
         self.reads: Set[str] = set()  # what a check has to read
-
-    def add(self, other: 'Survey') -> None:
-        """Add what is told of another repository."""
-        for name, mine in vars(self).items():
-            (mine.extend if isinstance(mine, list) else mine.update)(getattr(other, name))
 
     def freed(self, going: Mapping[str, int]) -> int:
         """Return the bytes that are free when so many links to each blob are gone."""
@@ -2630,8 +2631,9 @@ class Survey:
 class View:
     """One repository, as the list shows it; `bad` is what a check found wrong with which blob."""
 
-    def __init__(self, judge: Judge, bad: Mapping[str, str]) -> None:
-        self.judge, self.graph, self.bad, self.told = judge, judge.graph, bad, Survey()
+    def __init__(self, judge: Judge, plain: Request, bad: Mapping[str, str]) -> None:
+        self.judge, self.graph, self.plain = judge, judge.graph, plain
+        self.bad, self.told = bad, Survey()
         self.repository = repository = judge.repository
         self.parts = {digest: {blob_of(repository, name) or name
                                for name in (digest, *manifest.names)}
@@ -2736,7 +2738,7 @@ class View:
             verdict = judge.decide(wish)
         except RegistryCleanerError as error:
             self.told.refused['selected'] = str(error)
-            verdict = judge.decide(wish._replace(request=Request(), images=[]))
+            verdict = judge.decide(wish._replace(request=self.plain, images=[]))
             verdict.matched.update(one for one in wish.images
                                    if names_something(self.repository, one))
         spared = judge.spared_by(wish)
@@ -2745,7 +2747,7 @@ class View:
         if wish.bare and not (wish.request.untagged or spared):
             self.add_line(self.whole(), verdict)
             return verdict
-        asked, wanted = judge.asked(wish, spared, Verdict(judge.name), wish.bare)
+        asked, wanted = judge.asked(wish, spared, Verdict(), wish.bare)
         if wish.bare:
             wanted = wanted | self.tops(verdict)
         former = {digest: tag for tag in tags for digest in tags[tag].history} if (
@@ -2765,37 +2767,38 @@ class View:
     def add_line(self, row: Row, verdict: Optional[Verdict] = None) -> None:
         """Add the line of `row`, with what goes if only that is deleted."""
         try:
-            verdict = verdict or self.judge.decide(Wish([row.image], [], Request()), terse=True)
+            verdict = verdict or self.judge.decide(
+                Wish(row.repository, [row.image], [], self.plain), terse=True)
         except RegistryCleanerError:
-            verdict = Verdict(row.repository)
-        self.told.lines.append((row, self.told.stored(verdict.unlinked), verdict.upload_bytes))
+            verdict = Verdict()
+        self.told.lines.append((row, self.told.stored(verdict.unlinked),
+                                sum(verdict.uploads.values())))
 
 
-def survey(store: Store, asked: Tuple[str, Wish, float], bad: Mapping[str, str]) -> Survey:
-    """Return what is told of the repository of this name, wish and time, which is read once."""
-    name, wish, now = asked
-    repository = store.repository(name)
-    view = View(Judge(store, repository, now), bad)
+def survey(store: Store, wish: Wish, bad: Mapping[str, str]) -> Survey:
+    """Return what is told of the repository that `wish` names, which is read once."""
+    name, plain, repository = wish.name, Request(now=wish.request.now), store.repository(wish.name)
+    view = View(Judge(store, repository), plain, bad)
     told, counts = view.told, view.told.counts
     selected = view.select(wish)
-    untagged = view.judge.decide(Wish([Image(name)], [], Request(untagged=True)))
-    garbage = view.judge.decide(Wish([], [], Request(garbage=True)))
+    untagged = view.judge.decide(Wish(name, [Image(name)], [], plain._replace(untagged=True)))
+    garbage = view.judge.decide(Wish(name, [], [], plain._replace(garbage=True)))
     for figure, verdict in zip(FIGURES, (selected, untagged, garbage)):
         getattr(told, figure).update(told.stored(verdict.unlinked))
-        counts[figure] = verdict.upload_bytes
+        counts[figure] = sum(verdict.uploads.values())
     told.named = garbage.used - told.links.keys()
-    told.matched[name], told.warnings = selected.matched, selected.warnings
+    told.matched, told.warnings = selected.matched, selected.warnings
     told.reads.difference_update(repository.revisions.values())  # which were hashed when read
     counts.update(repositories=1, tags=len(repository.tags), manifests=sum(
         blob is not None for blob in repository.revisions.values()))
     for upload in repository.uploads:
         last, size = measure_upload(store, store.place(name, '_uploads', upload))
         counts['uploads'] += size
-        counts['old uploads'] += size * (last <= now - UPLOAD_AGE)
+        counts['old uploads'] += size * (last <= plain.now - UPLOAD_AGE)
     return told
 
 
-def survey_all(store: Store, request: Request, now: float, bad: Mapping[str, str] = {}) -> Survey:
+def survey_all(store: Store, request: Request, bad: Mapping[str, str] = {}) -> Survey:
     """Return what is told of all repositories, with a line for each thing that is selected.
 
     That is each repository if the request names no image.  `bad` are blobs with what a check found.
@@ -2805,17 +2808,16 @@ def survey_all(store: Store, request: Request, now: float, bad: Mapping[str, str
     if names and not (request.images or request.untagged):
         request = request._replace(images=(Image('*'),))
     wishes, total = wishes_of(request, names), Survey()
-    for told in each_repository(store, partial(survey, bad=bad), [
-            (name, wishes[name], now) for name in names]):
+    for told in each_repository(store, partial(survey, bad=bad), list(wishes.values())):
         total.add(told)
-    total.warnings[:0] = find_missing(store, request, wishes, total.matched)
+    total.warnings[:0] = find_missing(store, request, wishes, total.matched, wishes.keys())
     for figure in FIGURES:
         try:
             refuse_unsafe_ground(store, names, figure == 'garbage')
         except RegistryCleanerError as error:
             total.refused[figure] = str(error)
     total.links.update(store.kept_links())
-    orphans = stored(store, set(total.sizes))
+    orphans = stored(store, set(total.sizes), Request())
     total.sizes.update(orphans)
     total.garbage.update(dict.fromkeys(orphans, 0))
     for blob in total.named:
@@ -2841,9 +2843,9 @@ def list_images(total: Survey) -> Listing:
 
 # -- The check: every byte ------------------------------------------------------------------------
 
-def check_images(store: Store, request: Request, now: float) -> Listing:
+def check_images(store: Store, request: Request) -> Listing:
     """Return what `request` selects, with the damage that reading every byte of it shows."""
-    told = survey_all(store, request, now)
+    told = survey_all(store, request)
     workers, jobs = store.workers, store.workers.jobs
     workers.jobs = max(workers.threads(), os.cpu_count() or 1)
     blobs = sorted(told.reads, key=lambda blob: -told.sizes[blob])
@@ -2851,7 +2853,7 @@ def check_images(store: Store, request: Request, now: float) -> Listing:
                           'Reading blobs')
     workers.jobs = jobs
     bad = {blob: fault for blob, fault in zip(blobs, faults) if fault}
-    listing = list_images(survey_all(store, request, now, bad))
+    listing = list_images(survey_all(store, request, bad))
     listing.totals['read'] = sum(map(told.sizes.__getitem__, blobs))
     return listing
 
