@@ -35,6 +35,7 @@ import threading
 import time
 from collections import Counter, deque
 from functools import lru_cache, partial
+from types import SimpleNamespace
 from typing import (IO, AbstractSet, Any, Callable, Dict, Iterable, Iterator, List, Mapping,
                     NamedTuple, Optional, Sequence, Set, Tuple, TypeVar)
 
@@ -48,11 +49,14 @@ Result = TypeVar('Result')
 
 # == What both parts read with: names, records, files; changes nothing ==
 
-ALGORITHMS = {'sha256': 64, 'sha384': 96, 'sha512': 128}  # of six letters -> hex digits
-DIGEST = '(?:%s)' % '|'.join('%s:[0-9a-f]{%d}' % pair for pair in ALGORITHMS.items())
+ALGORITHMS = ('sha256', 'sha384', 'sha512')  # of six letters
+DIGEST = '(?:sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})'
+PATH = DIGEST.replace(':[', '/[')  # of a digest's folder
 is_digest = re.compile(DIGEST).fullmatch  # `alg:hex` of the right length; else it is no path
 TAG = r'[A-Za-z0-9_][A-Za-z0-9._-]{0,127}'
 is_tag = re.compile(TAG).fullmatch
+is_pattern = re.compile(r'/[^/].*/|(?!/)[^*?[]*[*?[](?s:.*)').fullmatch  # shell's, or /regular/
+REFERRER_TAG = r'(%s)(?:\.(.+))?' % DIGEST.replace(':[', '-[')
 HOST = r'localhost|(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):[0-9]+'
 PARTS = ('_manifests', '_layers', '_uploads')  # any makes a folder a repository; as they go
 COPIES = ('.snapshot', '.zfs', '#snapshot', '@eaDir')  # of their own, by storage systems
@@ -105,51 +109,49 @@ class Request(NamedTuple):
 
 def read_request(arguments: argparse.Namespace) -> Request:
     """Return the request of a command line.  Raises ValueError, with a text and the word."""
-    text = os.fsdecode(sys.stdin.buffer.read()) if sys.stdin and (
-        '-' in arguments.images + arguments.excluded) else ''
+    read = sys.stdin and '-' in arguments.images + arguments.excluded
+    text = os.fsdecode(sys.stdin.buffer.read()) if read else ''
     lines = [line.strip(' \t\r') for line in text.split('\n')]
     lines = [line for line in lines if line and line[0] != '#']
     if '-' in arguments.excluded and not lines:
         raise ValueError('there is no line on standard input for -x: that would protect nothing',
                          '')
-    images, excluded = (tuple(parse_image(one) for word in words for one in (
-        lines if word == '-' else [word])) for words in (arguments.images, arguments.excluded))
-    untagged = arguments.untagged and bool(images or not arguments.images)  # an empty list is none
-    return Request(images, excluded, untagged, arguments.garbage, arguments.prune,
-                   arguments.keep_last, arguments.older_than, arguments.by,
-                   arguments.allow_remove_all,
+
+    def images(words: List[str]) -> Tuple[Image, ...]:
+        return tuple(parse_image(one) for word in words
+                     for one in (lines if word == '-' else [word]))
+
+    named = images(arguments.images)
+    return Request(named, images(arguments.excluded),
+                   arguments.untagged and bool(named or not arguments.images),  # no empty list
+                   arguments.garbage, arguments.prune, arguments.keep_last, arguments.older_than,
+                   arguments.by, arguments.allow_remove_all,
                    arguments.dry_run or arguments.list or arguments.check,
                    arguments.read_only_registry)
 
 
-def begun(request: Request, dry_run: bool = False, read_only: bool = False) -> Request:
+def begun(request: Request, dry_run: bool = False) -> Request:
     """Return `request` as that of a run that begins now, a dry run if either of both says so."""
-    return request._replace(now=time.time(), dry_run=request.dry_run or dry_run,
-                            read_only=request.read_only or read_only)
+    return request._replace(now=time.time(), dry_run=request.dry_run or dry_run)
 
 
-def literal(*words: str) -> Image:
-    """Return what a repository's name, or that and a tag, name: never a pattern or a path."""
+def request_for(*words: str) -> Request:
+    """Return the request to delete a repository, or a tag.  Raises for a pattern or no name."""
     with contextlib.suppress(ValueError, TypeError):
         image = parse_image(':'.join(words))
         if image == Image(*words) and not any(map(is_pattern, words)):
-            return image
+            return Request((image,))
     raise RegistryCleanerError(f'{words} is no valid image name. Nothing was deleted')
 
 
-def request_for(repo: str) -> Request:
-    """Return the request to delete a repository.  Raises RegistryCleanerError for no name."""
-    return Request((literal(repo),))
-
-
 def request_for_tag(repo: str, tag: str) -> Request:
-    """Return the request to delete a tag.  Raises RegistryCleanerError for no name."""
-    return Request((literal(repo, tag),))
+    """Return the request to delete a tag.  Raises as the former."""
+    return request_for(repo, tag)
 
 
 def request_for_untagged(repo: str) -> Request:
-    """Return the request to delete what no tag of a repository reaches.  Raises as the others."""
-    return Request((literal(repo),), untagged=True)
+    """Return the request to delete what no tag of a repository reaches.  Raises likewise."""
+    return request_for(repo)._replace(untagged=True)
 
 
 def parse_image(word: str) -> Image:
@@ -158,34 +160,26 @@ def parse_image(word: str) -> Image:
     Raises ValueError for anything else.  A name may be outside the registry's grammar, since
     folders may have such names, but none leads out of `repositories`.
     """
-    text = word[len('docker://'):] if word.startswith('docker://') else word
-    name, colon, tag = text.partition(':/')
-    at, digest = '', ''
-    if colon:  # a regular expression, which may hold anything
-        tag = '/' + tag
-    else:
-        rest, at, digest = text.partition('@')
-        above, slash, last = rest.rpartition('/')
-        last, colon, tag = last.partition(':')
-        name = above + slash + last
-    if '\0' in name or not {'', '.', '..'}.isdisjoint(name.split('/')) or is_digest(text):
-        raise ValueError(f"'{word}' is no valid image name", word)
-    if at and not is_digest(digest):
-        raise ValueError(f"'{word}' has no valid digest after the '@'", word)
-    if colon and not (re.fullmatch('/[^/].*/', tag) if tag[:1] == '/' else (
-            is_tag(tag) or is_pattern(tag))):
-        more = ' (a regular expression stands between slashes)' if tag[:1] == '/' else ''
-        raise ValueError(f"'{word}' has no valid tag after the ':'{more}", word)
+    match: Any = re.fullmatch(
+        r'(?s)(?:docker://)?(?:(.*?):(/.*)|(.*?)(?::([^/@]*))?(?:@(.*))?)', word)
+    named, regular, name, tag, digest = match.groups()
+    name, tag = (name, tag) if regular is None else (named, regular)
+    wrong = ''
+    if '\0' in name or not {'', '.', '..'}.isdisjoint(name.split('/')) or (
+            is_digest(f'{name}:{tag}')):
+        wrong = 'is no valid image name'
+    elif digest is not None and not is_digest(digest):
+        wrong = "has no valid digest after the '@'"
+    elif tag is not None and not (is_tag(tag) or is_pattern(tag)):
+        wrong = "has no valid tag after the ':'" + ' (a regular expression stands between ' \
+            'slashes)' * (tag[:1] == '/' and '://' not in word)
     try:
-        expression(name), expression(tag)
+        expression(name), expression(tag or '')
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"'{word}' is no valid pattern: {error}", word)
-    return Image(name, tag, digest)
-
-
-def is_pattern(text: str) -> bool:
-    """Tell whether `text` may match more than one name."""
-    return re.fullmatch('/.+/', text) is not None or not set('*?[').isdisjoint(text)
+        wrong = wrong or f'is no valid pattern: {error}'
+    if wrong:
+        raise ValueError(f"'{word}' {wrong}", word)
+    return Image(name, tag or '', digest or '')
 
 
 @lru_cache(maxsize=None)
@@ -194,30 +188,23 @@ def expression(pattern: str) -> Any:
     return re.compile(pattern[1:-1] if pattern[:1] == '/' else fnmatch.translate(pattern))
 
 
-def matching(wanted: str, names: Iterable[str]) -> List[str]:
-    """Return those of `names` that `wanted`, a name or a pattern, names."""
-    if is_pattern(wanted):
-        return list(filter(expression(wanted).fullmatch, names))
-    return [wanted] if wanted in names else []
+def matching(wanted: str, names: Iterable[str], excluding: bool = False) -> List[str]:
+    """Return those of `names` that `wanted` is, else (`excluding`: also) those that it matches."""
+    found = [wanted] if wanted in names else []
+    if is_pattern(wanted) and (excluding or not found):  # a name may hold brackets
+        found += filter(expression(wanted).fullmatch, names)
+    return found
 
 
-class Words:
-    """The images of a request, or its exclusions, by the repositories that they name."""
-
-    def __init__(self, images: Iterable[Image], names: Set[str], excluding: bool = False) -> None:
-        self.literal: Dict[str, List[Image]] = {}
-        self.patterns: List[Image] = []
-        for image in images:
-            name = spelled(image.name, names, excluding)
-            if name in names or not is_pattern(name):  # so a name's own brackets are no pattern
-                self.literal.setdefault(name, []).append(image._replace(name=name))
-            else:
-                self.patterns.append(image._replace(name=name))
-
-    def of(self, name: str) -> List[Image]:
-        """Return the images that name the repository `name` or anything in it."""
-        return self.literal.get(name, []) + [
-            image for image in self.patterns if expression(image.name).fullmatch(name)]
+def words_for(images: Iterable[Image], names: Set[str], excluding: bool = False
+              ) -> Dict[str, List[Image]]:
+    """Return for each repository the `images` that name it or anything in it."""
+    found: Dict[str, List[Image]] = {name: [] for name in names}
+    for image in images:
+        image = image._replace(name=spelled(image.name, names, excluding))
+        for name in matching(image.name, names, excluding):
+            found[name].append(image)
+    return found
 
 
 def spelled(name: str, names: Set[str], excluding: bool = False) -> str:
@@ -228,7 +215,7 @@ def spelled(name: str, names: Set[str], excluding: bool = False) -> str:
     host, _, rest = name.partition('/')
     copied = re.fullmatch(HOST, host) and (':' in host or not is_pattern(rest)) or (
         excluding and re.fullmatch(r'.*\..*|localhost', host) and matching(rest, names))
-    return rest if rest and copied and not matching(name, names) and name not in names else name
+    return rest if rest and copied and not matching(name, names) else name
 
 
 def named_tags(images: Iterable[Image], repository: 'Repository', excluding: bool = False
@@ -238,13 +225,14 @@ def named_tags(images: Iterable[Image], repository: 'Repository', excluding: boo
     A pattern passes over referrer tags, unless `excluding`; but one that begins with an algorithm
     selects those whose image is none of the repository's manifests.
     """
-    tags, named = repository.tags, set()  # type: Mapping[str, Tag], Set[str]
+    tags, referrers = repository.tags, repository.referrers
+    named: Set[str] = set()
     for image in images:
-        found: Iterable[str] = matching(image.tag, tags) if image.tag else tags
+        found = matching(image.tag, tags) if image.tag else list(tags)
         if is_pattern(image.tag) and not excluding:
-            orphans = re.match('/?(%s)-' % '|'.join(ALGORITHMS), image.tag)
-            found = [tag for tag in found if tag not in repository.referrers
-                     or orphans and repository.referrers[tag] not in repository.manifests]
+            orphans = re.match('/?sha(256|384|512)-', image.tag)
+            found = [tag for tag in found if tag not in referrers
+                     or orphans and referrers[tag] not in repository.manifests]
         named.update(tag for tag in found if image.digest in ('', tags[tag].digest))
     return named
 
@@ -273,7 +261,8 @@ class Account:
         self.blobs: Dict[str, int] = {}  # those deleted, with the bytes that this freed
         self.folders: List[str] = []  # empty ones that are gone
         self.left: Set[Any] = set()  # references that could not be removed
-        self.put_back = False  # it ended before anything was final
+        self.final = False  # nothing can be put back any more
+        self.begun = False  # something may be gone of what had no way back
         self.unfinished = False  # it was interrupted later
 
     def fail(self, error: BaseException, path: str) -> None:
@@ -305,16 +294,15 @@ KINDS = {
                   'entry of {item} in the history of {repository}:{tag}'),
     'manifest': Kind('_manifests/revisions/{path}', DIGEST, 'manifest {repository}@{item}'),
     'layer': Kind('_layers/{path}', DIGEST, 'layer link {repository}@{item}'),
-    'leftover': Kind('{item}', '_manifests/tags/%s|(_layers|_manifests/revisions)/%s' % (
-        TAG, DIGEST.replace(':[', '/[')), 'folder without a link {repository}/{item}'),
+    'leftover': Kind('{item}', f'_manifests/tags/{TAG}|(_layers|_manifests/revisions)/{PATH}',
+                     'folder without a link {repository}/{item}'),
     'upload': Kind('_uploads/{item}', r'(?!\.{1,2}\Z)[^/\0]+', 'upload {repository}/{item}'),
     'repository': Kind('', '', 'repository {repository}'),
 }
 
 
 # A folder of one reference, wherever its repository was moved to.
-is_leaf = re.compile('(?s).*/(?:(?:_manifests/tags|_uploads)/[^/]+|(?:_layers|_manifests/revisions)'
-                     '/%s)' % DIGEST.replace(':[', '/[')).fullmatch
+LEAF = f"(?s).*/(_uploads/[^/]+|{KINDS['leftover'].item})"
 
 
 class Reference(NamedTuple):
@@ -336,16 +324,11 @@ class Reference(NamedTuple):
         return KINDS[self.kind].line.format(**self._asdict())
 
 
-def in_order(references: Iterable[Reference]) -> List[Reference]:
-    """Return references in the order of removal."""
-    rank = {kind: number for number, kind in enumerate(KINDS)}
-    return sorted(references, key=lambda one: rank[one.kind])
-
-
 def by_repository(references: Iterable[Reference]) -> Dict[str, List[Reference]]:
-    """Return the references of each repository that has any."""
+    """Return the references of each repository that has any, in the order of removal."""
+    rank = list(KINDS).index
     found: Dict[str, List[Reference]] = {}
-    for reference in references:
+    for reference in sorted(references, key=lambda one: rank(one.kind)):
         found.setdefault(reference.repository, []).append(reference)
     return found
 
@@ -391,10 +374,6 @@ class Repository(NamedTuple):
     uploads: List[str]
     referrers: Dict[str, str]  # OCI's fallback tags and cosign's -> digest of their image
 
-    def going(self, references: Iterable[Reference], *kinds: str) -> Set[str]:
-        """Return the items of these kinds in `references`, which are all of this repository."""
-        return {reference.item for reference in references if reference.kind in kinds}
-
 
 def referrers_of(tags: Mapping[str, Tag], manifests: Mapping[str, Manifest]) -> Dict[str, str]:
     """Return which of a repository's `tags` are referrer tags, with the digest of their image.
@@ -403,11 +382,10 @@ def referrers_of(tags: Mapping[str, Tag], manifests: Mapping[str, Manifest]) -> 
     """
     found = {}
     for tag in tags:
-        begin, dot, suffix = tag.partition('.')
-        image, digest = begin.replace('-', ':', 1), tags[tag].digest
-        if is_digest(image) and bool(dot) == bool(suffix):
-            manifest = manifests.get(digest, Manifest())
-            if suffix in ('sig', 'att', 'sbom') or (
+        match, digest = re.fullmatch(REFERRER_TAG, tag), tags[tag].digest
+        if match:
+            image, manifest = match.group(1).replace('-', ':'), manifests.get(digest, Manifest())
+            if match.group(2) in ('sig', 'att', 'sbom') or (
                     image in manifests and digest not in ('', image)
                     and image not in manifest.names and not manifest.fault):
                 found[tag] = image
@@ -421,9 +399,8 @@ def parse_manifest(content: bytes) -> Manifest:
     """Return what a manifest with this content names.
 
     Every digest under a key `digest` or `blobSum` counts, but for those below `subject` and
-    `annotations`.  The registry (Go) ignores the case of keys, and of a key that stands twice may
-    use either, or mix them: all spellings and both are seen, and one entry with a manifest's
-    media type makes an index of the whole.  No list of the kinds of manifest is needed.
+    `annotations`: in all spellings of a key, and both where it stands twice, since the registry
+    (Go) may use either.  One entry with a manifest's media type makes an index of the whole.
     """
     try:
         document = DECODER.decode(content.decode('utf-8', 'replace'))
@@ -437,10 +414,10 @@ def parse_manifest(content: bytes) -> Manifest:
     foreign: List[str] = []
     is_index = False
     todo: List[Any] = [document]
-    while todo:
-        part = todo.pop()
+    for part in todo:  # grows as it goes
         if type(part) is list:
-            todo += [value for value in part if type(value) in (tuple, list)]
+            todo += part
+        if type(part) is not tuple:
             continue
         digests, size, is_manifest, elsewhere = [], -1.0, False, False  # type: Any, Any, Any, Any
         for key, value in part:
@@ -450,11 +427,11 @@ def parse_manifest(content: bytes) -> Manifest:
                     digests.append(sys.intern(value))
                 elif key == 'mediatype':
                     is_manifest = is_manifest or '.manifest.' in value or '.index.' in value
-            elif kind is float:
-                size = value if key == 'size' else size
-            elif (kind is tuple or kind is list) and key not in ('subject', 'annotations'):
+            elif key == 'size' and kind is float:
+                size = value
+            elif key not in ('subject', 'annotations'):
                 todo.append(value)
-                elsewhere = elsewhere or key == 'urls' and value != []
+                elsewhere = elsewhere or key == 'urls' and bool(value)
         for digest in digests:
             names[digest] = size
             is_index = is_index or is_manifest
@@ -467,16 +444,12 @@ def parse_manifest(content: bytes) -> Manifest:
 
 
 class Workers:
-    """Does things side by side, in threads: worth it where storage is slow to answer.
-
-    `jobs` at once; with 0, the time that listing a folder takes decides.  `step`, `done` and
-    `total` say how far the work is.
-    """
+    """Does things side by side, in threads: worth it where storage is slow to answer."""
 
     def __init__(self, jobs: int = 0) -> None:
-        self.jobs = jobs
+        self.jobs = jobs  # at once; with 0, the time that listing a folder takes decides
         self.times: Any = deque(maxlen=15)  # seconds that listing a folder took, lately
-        self.step, self.done, self.total = '', 0, 0
+        self.step, self.done, self.total = '', 0, 0  # how far the work is
         self.busy = False  # the threads are at work
 
     def threads(self) -> int:
@@ -494,41 +467,41 @@ class Workers:
         items = list(items)
         if step:
             self.step, self.done, self.total = step, 0, len(items)
-        few = len(items) < (8 if large else 2)
-        threads = 1 if self.busy or few else min(self.threads(), len(items))
-        results: List[Result] = []
-        if threads < 2:
-            for item in items:
-                results.append(function(item))
-                if step:
-                    self.done += 1
-            return results
-        numbers, found = deque(range(len(items))), {}  # type: Any, Dict[int, Result]
+        alone = self.busy or len(items) < (8 if large else 2)
+        threads = 1 if alone else min(self.threads(), len(items))
+
+        def do(item: Item) -> Result:
+            result = function(item)
+            self.done += bool(step)
+            return result
+
+        if threads == 1:
+            return list(map(do if step else function, items))
+        todo: Any = deque(enumerate(items))
+        results: List[Any] = [None] * len(items)
         failures: List[BaseException] = []
 
         def work() -> None:
             with contextlib.suppress(IndexError):
                 while not failures:
-                    number = numbers.popleft()
+                    number, item = todo.popleft()
                     try:
-                        found[number] = function(items[number])
+                        results[number] = do(item)
                     except BaseException as error:
                         failures.append(error)
-                    self.done += bool(step)
 
-        helpers = [threading.Thread(target=work, daemon=True) for _ in range(threads - 1)]
+        helpers = [threading.Thread(target=work, daemon=True) for _ in range(1, threads)]
         self.busy = True
         with contextlib.suppress(RuntimeError):  # where no more threads may be had, fewer do
             for helper in helpers:
                 helper.start()
         work()
-        for helper in helpers:
-            if helper.ident:
-                helper.join()
+        for helper in filter(threading.Thread.is_alive, helpers):
+            helper.join()
         self.busy = False
         for failure in failures:
             raise failure
-        return [found[number] for number in range(len(items))]
+        return results
 
 
 class Store:
@@ -546,6 +519,10 @@ class Store:
     def revision(self, name: str, digest: str) -> str:
         """Return the path of a revision's folder."""
         return self.place(name, '_manifests/revisions', digest.replace(':', '/'))
+
+    def layer(self, name: str, digest: str) -> str:
+        """Return the path of a layer link's folder."""
+        return self.place(name, '_layers', digest.replace(':', '/'))
 
     def blob(self, digest: str) -> str:
         """Return the path of a blob's folder."""
@@ -566,20 +543,10 @@ class Store:
             self.require_missing(folder)
         return True
 
-    def has_link(self, folder: str) -> bool:
-        """Tell whether a `link` is in `folder`.  Raises OSError as exists() does."""
-        try:
-            if stat.S_ISLNK(os.lstat(folder + '/link').st_mode):
-                self.links.add(folder + '/link')
-            return True
-        except FileNotFoundError:
-            self.require_missing(folder)
-            return False
-
     def require_missing(self, path: str) -> None:
         """Raise OSError if `path` is only missing because a symbolic link leads nowhere."""
         while not os.path.lexists(path):
-            path = path.rpartition('/')[0]
+            path = os.path.dirname(path)
         if not os.path.exists(path):
             raise OSError(errno.ENOENT, f"a symbolic link to '{os.readlink(path)}', which is not "
                           'there: mount it, or remove the link', path)
@@ -609,18 +576,17 @@ class Store:
 
     def read(self, path: str, limit: int) -> Optional[Tuple[bytes, float]]:
         """Return the content of a file, up to `limit` bytes, and its mtime; None if missing."""
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        flags = os.O_RDONLY | os.O_NONBLOCK
         try:
             descriptor = os.open(path, flags | os.O_NOFOLLOW)
+        except (FileNotFoundError, NotADirectoryError):
+            self.require_missing(path)
+            return None
         except OSError as error:
-            if error.errno == errno.ELOOP:
-                self.links.add(path)
-                descriptor = os.open(path, flags)
-            elif error.errno in (errno.ENOENT, errno.ENOTDIR):
-                self.require_missing(path)
-                return None
-            else:
+            if error.errno != errno.ELOOP:
                 raise
+            self.links.add(path)
+            descriptor = os.open(path, flags)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -631,38 +597,46 @@ class Store:
 
     def read_link(self, folder: str) -> Tuple[Optional[str], Optional[float]]:
         """Return the digest in `folder`/link and its mtime: '' for no digest, None if missing."""
-        content, pushed = self.read(folder + '/link', 200) or (None, None)
-        text = content.decode('ascii', 'replace') if content is not None else None
-        return (text if text is None or is_digest(text) else ''), pushed
+        found = self.read(folder + '/link', 200)
+        if not found:
+            return None, None
+        text = found[0].decode('ascii', 'replace')
+        return text if is_digest(text) else '', found[1]
 
-    def links_in(self, top: str, sought: Optional[Set[str]] = None, known: Optional[str] = None
-                 ) -> Dict[str, Optional[str]]:
-        """Return the digests that have a folder `<alg>/<hex>` in `top`, each with its link's blob.
+    def link(self, top: str, digest: str) -> Optional[str]:
+        """Return the blob of a digest's link in `top`: '' for an unknown one, None for no link.
 
-        Blobs lie under their sha256.  A sha256 link is named after its blob and never opened; one
-        of another algorithm holds the name.  With `sought`, of the former only these blobs.  The
-        link of a `known` one is not looked for.
+        A sha256 link is named after its blob and never opened; of another algorithm it holds that.
         """
-        found: Dict[str, Optional[str]] = {}
+        algorithm, _, digits = digest.partition(':')
+        folder = f'{top}/{algorithm}/{digits}'
+        try:
+            if stat.S_ISLNK(os.lstat(folder + '/link').st_mode):
+                self.links.add(folder + '/link')
+        except FileNotFoundError:
+            self.require_missing(folder)
+            return None
+        return digest if algorithm == 'sha256' else self.read_link(folder)[0]
+
+    def digests_in(self, top: str, sought: Optional[Set[str]] = None) -> List[str]:
+        """Return the digests with a folder `<alg>/<hex>` in `top`, of sha256 those `sought`."""
+        found: List[str] = []
         for algorithm in ALGORITHMS if self.exists(top) else ():
             folder, wanted = f'{top}/{algorithm}', sought if algorithm == 'sha256' else None
             if not self.exists(folder):
                 continue
             if wanted is not None and len(wanted) <= FEW:
-                places = {digest: f'{folder}/{digest[7:]}' for digest in wanted
-                          if self.exists(f'{folder}/{digest[7:]}')}
+                found += [one for one in wanted if self.exists(f'{folder}/{one[7:]}')]
             else:
-                listed = [(f'{algorithm}:{entry.name}', entry) for entry in self.entries(folder)]
-                places = {sys.intern(digest): entry.path for digest, entry in listed
-                          if is_digest(digest) and (wanted is None or digest in wanted)}
-            if known and known in places:
-                found[known] = known
-                del places[known]
-            there = self.workers.each(self.has_link, places.values())
-            for (digest, path), linked in zip(places.items(), there):
-                found[digest] = None if not linked else digest if algorithm == 'sha256' else (
-                    self.read_link(path)[0])
+                listed = [f'{algorithm}:{entry.name}' for entry in self.entries(folder)]
+                found += [sys.intern(one) for one in listed
+                          if is_digest(one) and (wanted is None or one in wanted)]
         return found
+
+    def links_in(self, top: str, digests: Optional[List[str]] = None) -> Dict[str, Optional[str]]:
+        """Return link() of digests in `top`, by default of all that have a folder there."""
+        digests = self.digests_in(top) if digests is None else digests
+        return dict(zip(digests, self.workers.each(partial(self.link, top), digests)))
 
     def signatures(self, name: str, digest: str) -> Set[str]:
         """Return the blobs that a schema 1 manifest's signature links reference."""
@@ -671,53 +645,56 @@ class Store:
 
     def manifest(self, blob: Optional[str]) -> Manifest:
         """Return what the manifest that is stored as `blob` names."""
+        if not blob:
+            return Manifest(fault='its link is empty or no digest')
         try:
-            found = self.read(self.blob(blob) + '/data', MANIFEST_LIMIT + 1) if blob else None
+            content, _ = self.read(self.blob(blob) + '/data', MANIFEST_LIMIT + 1) or (None, 0)
         except OSError as error:
             return Manifest(fault=f'it cannot be read: {error.strerror}')
-        if not blob or not found:
-            return Manifest(fault='it is missing' if blob else 'its link is empty or no digest')
-        if len(found[0]) > MANIFEST_LIMIT:
-            return Manifest(fault='it is larger than 4 MiB')
         algorithm, _, digits = blob.partition(':')
-        if not found[0]:
-            return Manifest(fault='it is empty')
-        if getattr(hashlib, algorithm)(found[0]).hexdigest() != digits:
+        if not content:
+            return Manifest(fault='it is missing' if content is None else 'it is empty')
+        if len(content) > MANIFEST_LIMIT:
+            return Manifest(fault='it is larger than 4 MiB')
+        if hashlib.new(algorithm, content).hexdigest() != digits:
             return Manifest(fault='its content does not match its digest')
-        return parse_manifest(found[0])
+        return parse_manifest(content)
 
-    def repository_names(self, tops: Sequence[str] = ('',)) -> List[str]:
+    def repository_names(self) -> List[str]:
         """Return the names of all repositories, sorted: folders that hold what one holds."""
-        found, todo = [], list(tops)
+        found, todo = [], ['']
         while todo:
             listed = self.workers.each(lambda name: self.folders(self.repositories + name), todo,
                                        'Looking for repositories')
             found += [name[1:] for name, folders in zip(todo, listed)
                       if name and not set(PARTS).isdisjoint(folders)]
-            todo = [name + '/' + folder for name, folders in zip(todo, listed) for folder in folders
+            todo = [f'{name}/{folder}' for name, folders in zip(todo, listed) for folder in folders
                     if folder not in PARTS + COPIES and (name or not is_own(folder))
-                    and not self.is_own_ancestor(name + '/' + folder)]
+                    and not self.is_own_ancestor(f'{self.repositories}{name}/{folder}')]
         return sorted(found)
 
-    def is_own_ancestor(self, name: str) -> bool:
-        """Tell whether the folder `name` below `repositories` is one of those that it lies in."""
-        path, above = self.repositories + name, name
-        while path in self.links and above:
-            above = above.rpartition('/')[0]
-            if os.path.samefile(path, self.repositories + above):
+    def is_own_ancestor(self, path: str) -> bool:
+        """Tell whether a folder below `repositories` is one of those that it lies in."""
+        above = path
+        while path in self.links and above != self.repositories:
+            above = os.path.dirname(above)
+            if os.path.samefile(path, above):
                 return True
         return False
 
     def read_tag(self, name: str, tag: str) -> Optional[Tag]:
         """Return a tag; None for a folder with neither a link nor a history, which is none."""
-        folder = self.place(name, '_manifests/tags', tag)
+        current, index = (self.place(name, '_manifests/tags', tag, part)
+                          for part in ('current', 'index'))
         try:
-            self.exists(folder + '/current')
-            digest, pushed = self.read_link(folder + '/current')
-            entries = self.links_in(folder + '/index', known=digest)
+            self.exists(current)
+            digest, pushed = self.read_link(current)
+            entries = self.digests_in(index)
+            older = [entry for entry in entries if entry != digest]
+            links = self.links_in(index, older) if older else {}
         except OSError as error:
             return Tag('', fault=f'it cannot be read: {error.strerror}')
-        history = tuple(entry for entry in entries if entries[entry] is not None)
+        history = tuple(entry for entry in entries if links.get(entry, digest) is not None)
         if digest is None and not history:
             return None
         return Tag(digest or '', history, tuple(entries), pushed)
@@ -726,28 +703,28 @@ class Store:
         """Return the repository `name`, with all of its manifests."""
         self.exists(self.place(name, '_manifests'))
         top = self.place(name, '_manifests/tags')
-        folders = [tag for tag in self.folders(top) if is_tag(tag)] if (
-            self.exists(top)) else []
-        tags = dict(zip(folders, self.workers.each(lambda tag: self.read_tag(name, tag), folders)))
+        folders = list(filter(is_tag, self.folders(top))) if self.exists(top) else []
+        found = dict(zip(folders, self.workers.each(partial(self.read_tag, name), folders)))
+        tags = {tag: read for tag, read in found.items() if read}
         revisions = self.links_in(self.place(name, '_manifests/revisions'))
         layers = self.links_in(self.place(name, '_layers'))
         linked = [digest for digest, blob in revisions.items() if blob is not None]
-        manifests = dict(zip(linked, self.workers.each(
-            lambda digest: self.manifest(revisions[digest]), linked)))
+        manifests = dict(zip(linked, self.workers.each(self.manifest, map(revisions.get, linked))))
         # Registry 2.1.0 linked manifests as layers, and every 2.x still serves them from there.
-        todo = {digest for tag in tags.values() if tag for digest in tag.history + (tag.digest,)}
-        todo.update(*(manifest.names for manifest in manifests.values() if manifest.is_index))
-        while todo:
-            digest = todo.pop()
-            if digest not in manifests and layers.get(digest) is not None:
+        todo = [digest for tag in tags.values() for digest in (tag.digest, *tag.history)]
+        for manifest in manifests.values():
+            todo += manifest.names if manifest.is_index else ()
+        met = set(manifests)
+        for digest in todo:  # grows as it goes
+            if digest not in met and layers.get(digest) is not None:
+                met.add(digest)
                 manifest = self.manifest(layers[digest])
                 if manifest.fault not in ('it is no JSON object', 'it is larger than 4 MiB'):
                     manifests[digest] = manifest
-                    todo.update(manifest.names if manifest.is_index else ())
-        real = {tag: read for tag, read in tags.items() if read}
-        return Repository(
-            name, real, [tag for tag, read in tags.items() if not read], revisions, layers,
-            manifests, self.folders(self.place(name, '_uploads')), referrers_of(real, manifests))
+                    todo += manifest.names if manifest.is_index else ()
+        return Repository(name, tags, [tag for tag in found if tag not in tags], revisions, layers,
+                          manifests, self.folders(self.place(name, '_uploads')),
+                          referrers_of(tags, manifests))
 
     def linked(self, blobs: Iterable[str], going: Mapping[str, List[Reference]] = {}) -> Set[str]:
         """Return those of `blobs` that a repository links, other than by a link that is `going`."""
@@ -755,11 +732,15 @@ class Store:
 
         def links(name: str) -> Set[str]:
             self.exists(self.place(name, '_manifests/tags'))  # which may lead to those of another
-            gone = {(kind, item) for kind, _, item, _ in going.get(name, ())}
-            return set() if ('repository', '') in gone else {
-                blob for kind, top in (('layer', '_layers'), ('manifest', '_manifests/revisions'))
-                for digest, blob in self.links_in(self.place(name, top), sought).items()
-                if blob in sought and (kind, digest) not in gone}
+            gone, found = set(going.get(name, ())), set()  # type: Set[Reference], Set[str]
+            if Reference('repository', name) in gone:
+                return found
+            for kind, place in (('layer', '_layers'), ('manifest', '_manifests/revisions')):
+                top = self.place(name, place)
+                links = self.links_in(top, self.digests_in(top, sought))
+                found.update(blob for digest, blob in links.items() if blob in sought
+                             and Reference(kind, name, digest) not in gone)
+            return found
 
         if not sought:
             return set()
@@ -771,7 +752,9 @@ class Store:
         tops = [entry.path for entry in self.entries(self.repositories)
                 if is_own(entry.name, 'kept') and entry.is_dir()]
         kept = Store(self.v2, self.workers)  # whose symbolic links are no matter
-        return kept.blobs_of(filter(is_leaf, kept.folders_below(tops)))
+        places = [f'{folder}/{part}' for folder in kept.folders_below(tops)
+                  for part in ('_layers', '_manifests/revisions')]
+        return {blob for place in places for blob in kept.links_in(place).values() if blob}
 
     def folders_below(self, tops: List[str]) -> List[str]:
         """Return all folders below `tops`, but for what tags, links and uploads hold."""
@@ -780,7 +763,7 @@ class Store:
             listed = [entry.path for entries in self.workers.each(self.entries, tops)
                       for entry in entries if entry.is_dir(follow_symlinks=False)]
             found += listed
-            tops = [path for path in listed if not is_leaf(path)]
+            tops = [path for path in listed if not re.fullmatch(LEAF, path)]
         return found
 
     def blobs_of(self, folders: Iterable[str]) -> Set[str]:
@@ -803,9 +786,8 @@ class Store:
 
     def has_links(self, name: str, below: str) -> bool:
         """Tell whether a repository has a link in `below`, _layers or _manifests/revisions."""
-        return any(is_digest(f'{algorithm}:{entry.name}') and self.has_link(entry.path)
-                   for algorithm in ALGORITHMS
-                   for entry in self.entries(self.place(name, below, algorithm)))
+        top = self.place(name, below)
+        return any(self.link(top, digest) is not None for digest in self.digests_in(top))
 
     def holds_a_blob(self) -> bool:
         """Tell whether any blob is stored at all.  Refuses the disk of a MinIO server."""
@@ -832,13 +814,13 @@ class Store:
 
 def settings(proc: str, words: List[str]) -> List[str]:
     """Return what a registry's environment says, and what its configuration file says, as YAML."""
-    lines = [line.partition('=')[::2] for line in peek(proc + '/environ').split('\0')]
-    told = '\n'.join(': '.join(name.lower().split('_')[1:]) + ': ' + value
-                     for name, value in lines if name.startswith('REGISTRY_'))
+    environment = dict(line.partition('=')[::2] for line in peek(proc + '/environ').split('\0'))
+    told = '\n'.join(name.lower().replace('_', ': ') + ': ' + value
+                     for name, value in environment.items() if name.startswith('REGISTRY_'))
     files = [word for word in words if not word.startswith('-')]
-    files += [value for name, value in lines if name == 'REGISTRY_CONFIGURATION_PATH']
-    text = re.sub(r'(?m)(^|\s)#.*', '', peek(seen(proc, files[0])) if files else '')
-    if not {'REGISTRY_STORAGE', 'REGISTRY_STORAGE_MAINTENANCE'}.isdisjoint(dict(lines)):
+    file = files[0] if files else environment.get('REGISTRY_CONFIGURATION_PATH')
+    text = re.sub(r'(?m)(^|\s)#.*', '', peek(seen(proc, file)) if file else '')
+    if {'REGISTRY_STORAGE', 'REGISTRY_STORAGE_MAINTENANCE'} & environment.keys():
         text = text.replace('maintenance', '')  # such a variable replaces the whole section
     return [told, text]
 
@@ -852,7 +834,7 @@ def seen(proc: str, path: str) -> str:
     todo, links = path.split('/')[::-1], 0
     while todo and links < 40:
         at += '/' + todo.pop()
-        if os.path.islink(at):
+        with contextlib.suppress(OSError, ValueError):  # no symbolic link
             target, links = os.readlink(at), links + 1
             todo += target.split('/')[::-1]
             at = f'{proc}/root' if target.startswith('/') else os.path.dirname(at)
@@ -872,14 +854,14 @@ def peek(path: str) -> str:
         return ''
 
 
-def values(key: str, told: Iterable[str]) -> List[str]:
+def values(key: str, told: Iterable[str]) -> Set[str]:
     """Return the values that `key` may have in the first of the texts that names it."""
-    for text in [told] if isinstance(told, str) else told:
+    for text in told:
         lines = re.findall(key + r'[\'"]?\s*:\s*(?:[>|]-?\s*)?(\S.*)', text)
         if lines:
-            return [value.strip('\'" \t\r') for line in lines
-                    for value in (line, re.split('[,}]', line)[0])]
-    return []
+            return {value.strip('\'" \t\r') for line in lines
+                    for value in (line, re.split('[,}]', line)[0])}
+    return set()
 
 
 def read_only_mode(text: str) -> Optional[bool]:
@@ -905,6 +887,9 @@ def same_folder(path: str, folder: str) -> bool:
 
 # -- The guard: a second look at every plan -------------------------------------------------------
 
+Standing = Set[Tuple[str, str]]  # tags with their digests, and manifests, each with ''
+
+
 class Fault(RegistryCleanerError):
     """What the guard found in a plan."""
 
@@ -913,143 +898,130 @@ class Fault(RegistryCleanerError):
                          'report it, with the command and the output of the same with -n -v')
 
 
-def guard(store: Store, request: Request, plan: Plan) -> Dict[str, List[Set[Tuple[str, str]]]]:
+def guard(store: Store, request: Request, plan: Plan) -> Dict[str, List[Standing]]:
     """Look at the disk again, and raise RegistryCleanerError unless `plan` harms nothing there.
 
-    Returns what stays of each repository in the plan, and what there is: tags with their digests,
-    and manifests.
+    Returns what stays of each repository in the plan, and what there is.
     """
     names = set(store.repository_names())
     refuse_unsafe_ground(store, names, request.garbage)
-    for reference in plan.references:
-        kind = KINDS.get(reference.kind)
-        if not (kind and re.fullmatch(kind.item, reference.item) and reference.repository in names
-                and (reference.kind == 'entry') == bool(is_tag(reference.tag))):
-            raise Fault(f"'{reference}' is no place in the store")
+    for one in plan.references:
+        kind = KINDS.get(one.kind)
+        if not (kind and re.fullmatch(kind.item, one.item) and one.repository in names
+                and (is_tag(one.tag) if one.kind == 'entry' else not one.tag)):
+            raise Fault(f"'{one}' is no place in the store")
     for path in plan.folders:
-        if not path.startswith((store.repositories + '/', store.blobs + '/')) or (
-                path != os.path.normpath(path)):
+        if path != os.path.normpath(path) or not path.startswith(
+                (store.repositories + '/', store.blobs + '/')):
             raise Fault(f"'{path}' is no folder of the store")
     if not all(map(is_digest, plan.blobs)):
         raise Fault('what is no digest would go as a blob')
-    images, excluded = Words(request.images, names), Words(request.excluded, names, True)
+    images = words_for(request.images or (Image('*'),) * request.untagged, names)
+    excluded = words_for(request.excluded, names, True)
     going = by_repository(plan.references)
-    require_one_name(store, names, going)
 
-    def look_again(name: str) -> List[Set[Tuple[str, str]]]:
-        repository = store.repository(name)
-        words = images.of(name)
-        if repository.going(going[name], 'manifest') and not words and (
-                request.images or not request.untagged):
-            raise Fault(f'a manifest of {name} would go, and no word names it')
-        require_named(repository, going[name], () if request.untagged else words, excluded.of(name))
-        return [require_unneeded(repository, going[name], plan.blobs),
-                standing(repository, repository.manifests)]
+    def look_again(name: str) -> List[Standing]:
+        before, leaving = store.repository(name), set(going[name])
+        after = what_stays(before, leaving, images[name], excluded[name], request.untagged)
+        require_unneeded(before, after, leaving)
+        return [standing(after), standing(before)]
 
-    staying = dict(zip(going, store.workers.each(
-        look_again, list(going), 'Looking again', large=True)))
+    staying = dict(zip(going, store.workers.each(look_again, going, 'Looking again', large=True)))
     links = [one.item for one in plan.references if one.kind in ('layer', 'manifest')]
-    for blob in store.linked([*plan.blobs, *links], going) & plan.blobs.keys():
+    linked = store.linked([*plan.blobs, *links], going)
+    for path, other in second_names(store, names, going):
+        raise RegistryCleanerError(
+            f"'{path}' and '{other}' are the same by a symbolic link or a mount. Nothing was "
+            'deleted. Replace one by a copy, or remove it')
+    for blob in linked & plan.blobs.keys():
         raise Fault(f'{blob} would go, and a repository has a link to it')
-    refuse_second_names(store, going)
     return staying
 
 
-def require_named(repository: Repository, going: List[Reference], images: Sequence[Image],
-                  excluded: Sequence[Image]) -> None:
-    """Rule 1: only what was named goes.  `images` and `excluded` are words for the repository."""
-    tags, referrers = repository.tags, repository.referrers
-    named = named_tags(images, repository)
-    kept = named_tags(excluded, repository, excluding=True)
-    manifests = repository.going(going, 'manifest', 'layer') & repository.manifests.keys()
-    leaving = repository.going(going, 'tag')
-    whole = bool(repository.going(going, 'repository'))
-    left = (tags.keys() - leaving, repository.manifests.keys() - manifests,
-            set(repository.uploads) - repository.going(going, 'upload'))
-    for tag in tags if whole else leaving & tags.keys():
-        if tag in kept or tag not in named and referrers.get(tag) not in manifests:
-            raise Fault(f'tag {repository.name}:{tag} would go, and no word names it')
-    if whole and any(left) and (excluded or not any(image.whole for image in images)):
-        raise Fault(f'repository {repository.name} would go, and no word names it')
-    if any(not image.tag and image.digest in {'', *manifests} for image in excluded):
-        raise Fault(f'something of {repository.name} would go, and it is excluded')
+def what_stays(before: Repository, going: Set[Reference], images: Sequence[Image],
+               excluded: Sequence[Image], untagged: bool) -> Repository:
+    """Rule 1: only what was named goes.  Returns what stays.
+
+    `images` and `excluded` are words for the repository; those of -u name what is `untagged`.
+    """
+    name = before.name
+    tags = {tag: read for tag, read in before.tags.items() if ('tag', name, tag, '') not in going}
+    layers = {digest: blob for digest, blob in before.layers.items()
+              if ('layer', name, digest, '') not in going}
+    manifests = {digest: manifest for digest, manifest in before.manifests.items() if (
+        'layer' if before.revisions.get(digest) is None else 'manifest', name, digest, ''
+    ) not in going}
+    leaving = before.manifests.keys() - manifests.keys()
+    spared = named_tags(excluded, before, excluding=True)
+    named = set() if untagged else named_tags(images, before)
+    for tag in before.tags.keys() - tags.keys():
+        if tag in spared or tag not in named and before.referrers.get(tag) not in leaving:
+            raise Fault(f'tag {name}:{tag} would go, and no word names it')
+    if leaving and not images or any(
+            image.whole or not image.tag and image.digest in leaving for image in excluded):
+        raise Fault(f'something of {name} would go that no word names, or that is excluded')
+    if ('repository', name, '', '') in going:
+        uploads = [one for one in before.uploads if ('upload', name, one, '') not in going]
+        if (tags or manifests or uploads) and (
+                untagged or excluded or not any(image.whole for image in images)):
+            raise Fault(f'repository {name} would go, and no word names it')
+        return Repository(name, {}, [], {}, {}, {}, [], {})
+    return before._replace(tags=tags, layers=layers, manifests=manifests)
 
 
-def require_unneeded(repository: Repository, going: List[Reference],
-                     blobs: Mapping[str, int]) -> Set[Tuple[str, str]]:
-    """Rule 2: what stays names nothing that goes, link or blob.  Returns what stays."""
-    name, tags = repository.name, repository.tags
-    whole = bool(repository.going(going, 'repository'))
-    leaving, layers = repository.going(going, 'tag'), repository.going(going, 'layer')
-    manifests = repository.going(going, 'manifest')
-    losing = {one.tag for one in going if one.kind == 'entry' and one.item in repository.manifests}
-    gone = manifests | layers
-    staying = set() if whole else {digest for digest in repository.manifests if digest not in (
-        manifests if repository.revisions.get(digest) is not None else layers)}
-    faults = [f'manifest {digest}: {repository.manifests[digest].fault}' for digest in staying
-              if repository.manifests[digest].fault]
-    for digest in staying:
-        needed = {digest, *repository.manifests[digest].names}
-        behind = {links.get(one) for links in (repository.revisions, repository.layers)
-                  for one in needed}
-        if not (needed - {digest}).isdisjoint(gone) or not blobs.keys().isdisjoint(behind):
+def require_unneeded(before: Repository, after: Repository, going: Set[Reference]) -> None:
+    """Rule 2: what stays of a repository names nothing that goes."""
+    name, gone = before.name, {one.item for one in going if one.kind in ('manifest', 'layer')}
+    lost = gone & before.manifests.keys()
+    for digest, manifest in after.manifests.items():
+        if manifest.fault or not gone.isdisjoint(manifest.names):
             raise Fault(f'{name}@{digest} stays, and would lose what it names')
-    for tag in [] if whole else tags.keys() - leaving:
-        digest, history = tags[tag].digest, tags[tag].history
-        faults += [f'tag {tag}: {tags[tag].fault}'] if tags[tag].fault else []
-        reached = {digest} if digest else set(history) or repository.manifests.keys()
-        if reached & gone & repository.manifests.keys() or not digest and tag in losing:
+    for tag, (digest, history, _, _, fault) in after.tags.items():
+        reached = {digest} if digest else set(history) or before.manifests.keys()
+        if fault or reached & lost or not digest and any(
+                ('entry', name, entry, tag) in going for entry in history):
             raise Fault(f'tag {name}:{tag} stays, and would lose its manifest')
-    for digest, blob in {} if whole else repository.layers.items():
-        if digest not in layers and blob is not None and (not blob or blob in layers):
-            faults.append(f'layer link {digest} needs another one')
-    if faults and going:
-        raise Fault(f'{name} stays as it is, since nobody knows what it needs ({faults[0]})')
-    for item in repository.going(going, 'leftover'):
-        links = repository.layers if item.startswith('_layers') else repository.revisions
-        is_tag = item.startswith('_manifests/tags/')
-        if is_tag and item[16:] in tags or links.get(':'.join(item.split('/')[-2:])) is not None:
+    for digest, blob in after.layers.items():
+        if blob == '' or ('layer', name, blob, '') in going:
+            raise Fault(f'{name}@{digest} stays, and would lose the link that it stands for')
+    for item in [one.item for one in going if one.kind == 'leftover']:
+        *_, above, last = item.split('/')
+        links = before.layers if item.startswith('_layers') else before.revisions
+        if above == 'tags' and last in before.tags or links.get(f'{above}:{last}') is not None:
             raise Fault(f'{name}/{item} would go, and has a link')
-    return standing(repository, staying, tags if whole else leaving)
 
 
-def standing(repository: Repository, manifests: Iterable[str], leaving: Iterable[str] = ()
-             ) -> Set[Tuple[str, str]]:
-    """Return these manifests, and the tags with their digests that are not `leaving`."""
-    return {(digest, '') for digest in manifests} | {
-        (tag, read.digest) for tag, read in repository.tags.items() if tag not in leaving}
+def standing(repository: Repository) -> Standing:
+    """Return the tags and the manifests of a repository."""
+    return {(tag, read.digest) for tag, read in repository.tags.items()}.union(
+        (digest, '') for digest in repository.manifests)
 
 
-def require_one_name(store: Store, names: Iterable[str], touched: Iterable[str]) -> None:
-    """Refuse when a repository that the plan touches has a second name, by a link or a mount."""
-    places: Dict[Tuple[int, int], str] = {}
+def second_names(store: Store, names: Iterable[str], touched: Iterable[str]
+                 ) -> Iterator[Tuple[str, str]]:
+    """Yield paths of the same place, by a mount or by a symbolic link that was met on the way.
+
+    Of two repositories that are the same, one is `touched`.
+    """
+    met: Dict[Tuple[int, int], str] = {}
     for name, status in zip(names, store.workers.each(os.stat, map(store.place, names))):
-        other = places.setdefault((status.st_dev, status.st_ino), name)
+        other = met.setdefault((status.st_dev, status.st_ino), name)
         if other != name and not {name, other}.isdisjoint(touched):
-            raise RegistryCleanerError(
-                f"'{store.place(other)}' and '{store.place(name)}' are the same folder. Nothing "
-                'was deleted. Replace one by a copy, or remove it')
-
-
-def refuse_second_names(store: Store, touched: Iterable[str]) -> None:
-    """Refuse when a symbolic link, met on the way, leads to a place that has another name too."""
-    names = {path: path for top in (store.v2, store.repositories, store.blobs)
-             for path in (top, os.path.realpath(top))}
+            yield store.place(other), store.place(name)
     inner = {link for link in store.links if set(PARTS) & set(link[len(store.v2):].split('/'))}
     places = tuple(store.place(name) + '/' for name in touched)
-    names.update((os.path.realpath(link), link) for link in sorted(store.links)
+    known = {path: path for top in (store.v2, store.repositories, store.blobs)
+             for path in (top, os.path.realpath(top))}
+    known.update((os.path.realpath(link), link) for link in sorted(store.links)
                  if link not in inner or link.startswith(places))
     for link in sorted(inner):
         first = os.path.normpath(os.path.join(os.path.dirname(link), os.readlink(link)))
         for target in (first, os.path.realpath(link)):
             above = target
-            while above and names.get(above, link) == link:
+            while above and known.get(above, link) == link:
                 above = above.rpartition('/')[0]
             if above:
-                other = names[above] + target[len(above):]
-                raise RegistryCleanerError(
-                    f"'{link}' and '{other}' are the same by a symbolic link. Nothing was deleted. "
-                    'Replace the link by a copy, or remove it')
+                yield link, known[above] + target[len(above):]
 
 
 # -- The removal: set aside, put back, commit, free -----------------------------------------------
@@ -1058,22 +1030,20 @@ class Removal:
     """Removes references and blobs: the one place that changes the store."""
 
     def __init__(self, store: Store, signals: Signals) -> None:
-        self.store, self.signals = store, signals
-        self.aside, self.gone, self.kept, self.probe = (
-            f'{store.repositories}/{OWN}{end}' for end in ('aside', 'gone', 'kept', 'probe'))
-        self.kept = free_name(self.kept)
-        self.account = Account()
+        self.store, self.signals, self.account = store, signals, Account()
+        self.own = f'{store.repositories}/{OWN}'  # begins the paths of the folders of its own
+        self.aside, self.kept = self.own + 'aside', free_name(self.own + 'kept')
 
     def recover(self) -> None:
         """Put back what an interrupted run had set aside, or finish what it had committed."""
         self.signals.at_once = False
-        remove(self.probe)
+        remove(self.own + 'probe')
         if os.path.lexists(self.aside):
             log.warning('An earlier run was interrupted before anything was final. What it had set '
                         'aside is put back')
             self.put_back_all()
         gone = [one.path for one in self.store.entries(self.store.repositories)
-                if is_own(one.name, 'gone') and not one.is_symlink()]
+                if is_own(one.name, 'gone') and one.is_dir(follow_symlinks=False)]
         if gone:
             refuse_unsafe_ground(self.store, self.store.repository_names(), garbage=False)
             log.warning('An earlier run was interrupted. What it had decided is finished first')
@@ -1086,90 +1056,86 @@ class Removal:
         if request.dry_run or os.path.lexists(self.aside):
             raise Fault('this is a dry run, or an earlier run has not been put back')
         staying = guard(self.store, request, plan)
-        real = self.renames_are_moves() if staying else True
+        going = by_repository(plan.references)
+        real = bool(going) and self.renames_are_moves()
         self.signals.at_once = False
-        parts = by_repository(in_order(plan.references))
         try:
-            done = self.store.workers.each(
-                lambda name: real and self.set_aside(name, parts[name], *staying[name]), parts,
+            moved = self.store.workers.each(
+                lambda name: real and self.set_aside(name, going[name], *staying[name]), going,
                 'Setting aside')
-        except OSError:
-            self.account.put_back = True
-            self.put_back_all()
-            raise
-        if os.path.lexists(self.aside):
-            sync(self.store.repositories)
-        if self.signals.number:
-            self.account.put_back = True
-            return self.put_back_all()
-        final = [self.commit()] if os.path.lexists(self.aside) else []
-        left = [name for name, aside in zip(parts, done) if not aside]
+            gone = self.commit()
+        finally:
+            if not self.account.final:
+                self.put_back_all()
+        if not self.account.final:
+            return
+        left = [name for name, is_aside in zip(going, moved) if not is_aside]
         if left:
             log.warning('There is no room or no way to set %d repositories aside: what goes of '
                         'them is removed at once, without a way back', len(left))
             self.store.workers.each(
-                lambda name: self.remove_now(name, parts[name], staying[name][1]), left)
+                lambda name: self.remove_now(name, going[name], staying[name][1]), left)
             sync(self.store.repositories)
-        self.free(final, plan.blobs)
-        self.prune(plan.folders)
+        self.free(gone, plan.blobs)
+        for path in plan.folders:
+            self.attempt(self.prune, path)
 
-    def set_aside(self, name: str, references: List[Reference],
-                  staying: Set[Tuple[str, str]], seen: Set[Tuple[str, str]]) -> bool:
+    def set_aside(self, name: str, going: Sequence[Reference], staying: Standing, seen: Standing
+                  ) -> bool:
         """Move what goes of a repository aside, all or nothing; False if only removing does it."""
-        reason, way_back = '', True
+        way_back, reason = True, PUSHED
         try:
-            whole = references[-1].kind == 'repository'
-            for place in PARTS if whole else [one.place for one in references]:
+            for place in PARTS if going[-1].kind == 'repository' else [one.place for one in going]:
                 if self.signals.number:
                     return True
                 source = self.store.place(name, place)
                 if os.path.lexists(source):
                     move(source, f'{self.aside}/{name}/{place}')
-            if not (self.standing(self.store.place(name)) <= staying
+            if (self.standing(self.store.place(name)) <= staying
                     and self.standing(f'{self.aside}/{name}') <= seen):
-                reason = PUSHED
+                return True
         except OSError as error:
             way_back = error.errno not in NO_WAY_BACK
             reason = f"cannot set aside '{error.filename}': {error.strerror}"
-        if reason and not self.put_back_repository(name):
-            for source, part in [(f'{self.aside}/{name}/{part}', part) for part in PARTS]:
-                if os.path.lexists(source):
-                    move(source, f'{self.kept}/{name}/{part}')  # which is never committed
-            self.account.skipped[name] = reason + '. What could not be put back is kept'
-            return True
-        if reason and way_back:
-            self.account.skipped[name] = reason + '. It was left as it was'
-        return way_back
+        is_back = self.put_back_repository(name)
+        if way_back or not is_back:
+            self.account.skipped[name] = reason + (
+                '. It was left as it was' if is_back else '. What could not be put back is kept')
+        return way_back or not is_back
 
-    def standing(self, folder: str) -> Set[Tuple[str, str]]:
-        """Return the tags in a repository's folder with their digests, and its manifests.
+    def standing(self, folder: str) -> Standing:
+        """Return the tags and the manifests in a repository's folder.
 
         A symbolic link that was moved may lead nowhere: nothing can be pushed to what is there.
         """
-        def digest_of(folder: str) -> Optional[str]:
-            with contextlib.suppress(OSError):
-                return self.store.read_link(folder + '/current')[0]
-            return ''
-
         tags, revisions = folder + '/_manifests/tags', folder + '/_manifests/revisions'
         links = self.store.links_in(revisions) if os.path.exists(revisions) else {}
         found = {(digest, '') for digest, blob in links.items() if blob is not None}
         for entry in self.store.entries(tags) if os.path.exists(tags) else ():
-            digest = digest_of(entry.path) if is_tag(entry.name) else None
-            if digest is not None and entry.is_dir():
-                found.add((entry.name, digest))
+            if is_tag(entry.name) and entry.is_dir():
+                try:
+                    digest = self.store.read_link(entry.path + '/current')[0]
+                except OSError:
+                    digest = ''
+                if digest is not None:
+                    found.add((entry.name, digest))
         return found
 
     def put_back_all(self) -> None:
         """Put back all that is aside; what cannot go back is kept, and protects its blobs."""
         self.put_back(self.aside, self.store.repositories)
         if os.path.lexists(self.aside):
-            os.rename(self.aside, free_name(self.kept))
+            os.rename(self.aside, free_name(self.own + 'kept'))
 
     def put_back_repository(self, name: str) -> bool:
-        """Put back what is aside of a repository."""
-        return all(self.put_back(f'{self.aside}/{name}/{part}', self.store.place(name, part))
-                   for part in sorted(PARTS))
+        """Put back what is aside of a repository; tell whether nothing had to be kept."""
+        done = True
+        for part in sorted(PARTS):
+            source = f'{self.aside}/{name}/{part}'
+            done = done and self.put_back(source, self.store.place(name, part))
+            if not done and os.path.lexists(source):
+                move(source, f'{self.kept}/{name}/{part}')  # which is never committed
+        return done
 
     def put_back(self, source: str, place: str) -> bool:
         """Move `source` back to `place`.  What is there by now stays, and nothing is overwritten.
@@ -1182,88 +1148,93 @@ class Removal:
                 return True
             if not os.path.lexists(place):
                 move(source, place)
-            elif os.path.isdir(source) and not os.path.islink(source) and os.path.isdir(place):
-                for name in sorted(os.listdir(source)):
-                    if done or set(PARTS).isdisjoint(
-                            [*source[len(self.aside):].split('/'), name]):
-                        done = self.put_back(f'{source}/{name}', f'{place}/{name}') and done
-                with contextlib.suppress(OSError):
-                    os.rmdir(source)
-            elif os.path.isdir(source) or not os.path.isfile(place):
+            elif os.path.isfile(place) and not os.path.isdir(source):
+                os.unlink(source)
+            elif os.path.islink(source) or not (os.path.isdir(source) and os.path.isdir(place)):
                 raise OSError(errno.EEXIST, 'something else has this name', place)
             else:
-                os.unlink(source)
+                # A repository before those that lie below it.
+                listed = sorted(os.listdir(source))
+                for name in sorted(listed, key=lambda name: name not in PARTS):
+                    below = f'{source}/{name}'
+                    if done or set(PARTS).isdisjoint(below[len(self.aside):].split('/')):
+                        done = self.put_back(below, f'{place}/{name}') and done
+                with contextlib.suppress(OSError):
+                    os.rmdir(source)
             return done
         except (OSError, RecursionError) as error:
             self.account.fail(error, place)
             return False
 
-    def commit(self) -> str:
-        """Make the deletion final: from here on what is aside is gone; return where it is."""
-        gone = free_name(self.gone)
-        try:
+    def commit(self) -> List[str]:
+        """Make the deletion final, unless interrupted; return where what was aside is now."""
+        moved, gone = os.path.lexists(self.aside), free_name(self.own + 'gone')
+        if moved:
+            sync(self.store.repositories)
+        if self.signals.number:
+            return []
+        if moved:
             os.rename(self.aside, gone)
-        except OSError as error:
-            self.put_back_all()
-            raise RegistryCleanerError(
-                f"Cannot rename '{self.aside}': {error.strerror}. Nothing was deleted")
-        sync(self.store.repositories, only_itself=True)
-        return gone
+            sync(self.store.repositories, only_itself=True)
+        self.account.final = True
+        return [gone] * moved
 
     def renames_are_moves(self) -> bool:
         """Tell whether a folder can be set aside: on a mounted bucket, renames copy and merge."""
+        probe = self.own + 'probe'
         try:
-            remove(self.probe)
-            os.makedirs(self.probe + '/full/folder')
-            os.mkdir(self.probe + '/empty')
-            os.rename(self.probe + '/empty', self.probe + '/full')
+            os.makedirs(probe + '/full/folder')
+            os.mkdir(probe + '/empty')
+            os.rename(probe + '/empty', probe + '/full')
             return False
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, *NO_WAY_BACK):
                 raise
-            return error.errno in (errno.ENOTEMPTY, errno.EEXIST)
+            return error.errno not in NO_WAY_BACK
         finally:
             with contextlib.suppress(OSError):
-                remove(self.probe)
+                remove(probe)
 
-    def remove_now(self, name: str, going: List[Reference], seen: Set[Tuple[str, str]]) -> None:
+    def remove_now(self, name: str, going: Sequence[Reference], seen: Standing) -> None:
         """Remove what goes of a repository, in order, and stop where something cannot be."""
-        whole = going[-1].kind == 'repository'
         if not self.standing(self.store.place(name)) <= seen:
-            going, self.account.skipped[name] = [], PUSHED + '. It was left as it was'
+            self.account.skipped[name] = PUSHED + '. It was left as it was'
+            return
+        self.account.begun = True
         for number, one in enumerate(going):
             for place in PARTS if one.kind == 'repository' else [one.place]:
-                if not self.attempt(self.store.place(name, place), remove):
-                    return self.account.left.update(going[number:])
-        if whole:
-            with contextlib.suppress(OSError):
-                os.rmdir(self.store.place(name))
+                if not self.attempt(remove, self.store.place(name, place)):
+                    self.account.left.update(going[number:])
+                    return
+        with contextlib.suppress(OSError):  # most often it holds more
+            os.rmdir(self.store.place(name))
 
     def free(self, folders: List[str], blobs: Optional[Iterable[str]] = None) -> None:
         """Delete the `blobs`, by default those of the links in `folders`, that nothing links.
 
         Then these folders, what an interrupted run has left among them.
         """
-        failed, below = len(self.account.failed), self.store.folders_below(folders)
-        leaves = list(filter(is_leaf, below))
+        below = self.store.folders_below(folders)
+        leaves = [path for path in below if re.fullmatch(LEAF, path)]
         candidates = self.store.blobs_of(leaves) if blobs is None else set(blobs)
         for name in {*self.account.skipped, *(one.repository for one in self.account.left)}:
             for digest, manifest in self.store.repository(name).manifests.items():
                 candidates -= self.store.signatures(name, digest) | manifest.names.keys()
         unlinked = sorted(candidates - self.store.linked(candidates))
-        self.store.workers.each(self.delete_blob, unlinked, 'Deleting blobs')
-        if self.account.unfinished or len(self.account.failed) > failed:
+        if not all(self.store.workers.each(partial(self.attempt, self.delete_blob),
+                                           map(self.store.blob, unlinked), 'Deleting blobs')):
             return  # the next run finds what is left by the links
-        self.store.workers.each(lambda path: self.attempt(path, remove), leaves, 'Removing links')
+        self.store.workers.each(partial(self.attempt, remove), leaves, 'Removing links')
         for folder in folders:
-            self.attempt(folder, shutil.rmtree)
-        emptied = {os.path.dirname(path) for path in below if os.path.basename(path) in PARTS}
+            self.attempt(shutil.rmtree, folder)
+        emptied = {os.path.dirname(path) for path in set(below).difference(leaves)
+                   if os.path.basename(path) in PARTS}
         for path in sorted(emptied.difference(folders), reverse=True):
-            name = path[len(self.store.repositories) + 1:].partition('/')[2]
+            name = path[len(self.own):].partition('/')[2]
             with contextlib.suppress(OSError):  # others lie below it, or it is a mount point
                 os.rmdir(self.store.place(name))
 
-    def attempt(self, path: str, change: Callable[[str], Any]) -> bool:
+    def attempt(self, change: Callable[[str], Any], path: str) -> bool:
         """Do change(path), unless interrupted; tell whether that went well, and note it if not."""
         try:
             if self.signals.number:
@@ -1275,34 +1246,30 @@ class Removal:
             self.account.fail(error, path)
             return False
 
-    def delete_blob(self, digest: str) -> None:
-        """Delete a blob that nothing links."""
-        def change(path: str) -> None:
-            size = self.store.size(digest)
+    def delete_blob(self, path: str) -> None:
+        """Delete a blob, if it is stored."""
+        algorithm, _, digits = path.split('/')[-3:]
+        digest = f'{algorithm}:{digits}'
+        size = self.store.size(digest)
+        try:
             if size is not None:
                 remove(path, 'data')
+        finally:
+            if size is not None and not os.path.lexists(path + '/data'):
                 self.account.blobs[digest] = size
 
-        self.attempt(self.store.blob(digest), change)
-
-    def prune(self, folders: List[str]) -> None:
-        """Remove empty folders, but for those that a repository with a tag or manifest needs."""
-        for path in folders:
-            above, _, name = path.rpartition('/')
-            if above.endswith('/_manifests') or name == '_layers':
-                manifests = above if name != '_layers' else above + '/_manifests'
-                if any(self.store.entries(f'{manifests}/{part}') for part in (
-                        'tags', 'revisions')):
-                    continue
-            try:
-                if self.signals.number:
-                    self.account.unfinished = True
-                    return
-                os.rmdir(path)
-                self.account.folders.append(path)
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
-                    self.account.fail(error, path)
+    def prune(self, path: str) -> None:
+        """Remove an empty folder, unless a repository with a tag or a manifest needs it."""
+        part = re.fullmatch('(?s)(.*)/(_layers|_manifests/[^/]*)', path)
+        if part and any(self.store.entries(f'{part.group(1)}/_manifests/{below}')
+                        for below in ('tags', 'revisions')):
+            return
+        try:
+            os.rmdir(path)
+            self.account.folders.append(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY):
+                raise
 
 
 def move(source: str, target: str) -> None:
@@ -1323,17 +1290,13 @@ def remove(path: str, file: str = 'link') -> None:
             shutil.rmtree(path)
 
 
-def drop_archive(path: str) -> None:
-    """Remove an archive of this run that is of no use."""
-    os.unlink(path)
-
-
 def free_name(path: str) -> str:
     """Return `path`, or with the next number that nothing is called by."""
-    number = 1
-    while os.path.lexists(path if number == 1 else f'{path}.{number}'):
+    name, number = path, 1
+    while os.path.lexists(name):
         number += 1
-    return path if number == 1 else f'{path}.{number}'
+        name = f'{path}.{number}'
+    return name
 
 
 def sync(folder: str, only_itself: bool = False) -> None:
@@ -1362,15 +1325,14 @@ def safe_ground(v2: str, workers: Workers, request: Request, signals: Signals
     """Yield what removes, while no other run and no registry here is at work on the store."""
     descriptor = os.open(v2, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise RegistryCleanerError(
-            f"Another run is at work on '{v2}'. Nothing was deleted. Wait for its end")
-    except OSError as error:  # a network file system may be unable to
-        log.warning("Cannot lock '%s': %s. Make sure that no other run is at work on it", v2,
-                    error.strerror)
-    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RegistryCleanerError(
+                f"Another run is at work on '{v2}'. Nothing was deleted. Wait for its end")
+        except OSError as error:  # a network file system may be unable to
+            log.warning("Cannot lock '%s': %s. Make sure that no other run is at work on it", v2,
+                        error.strerror)
         refuse_running_registry(v2, request.read_only)
         yield Removal(Store(v2, workers), signals)
     finally:
@@ -1379,19 +1341,21 @@ def safe_ground(v2: str, workers: Workers, request: Request, signals: Signals
 
 def refuse_unsafe_ground(store: Store, names: Iterable[str], garbage: bool) -> None:
     """Refuse a store whose tags are elsewhere, or which is only half there."""
+    def linked(*tops: str) -> bool:
+        return any(store.has_links(name, top) for name in names for top in tops)
+
     mark = os.path.dirname(store.v2) + '/lockfiles/database-in-use'
     if os.path.lexists(mark):
         raise RegistryCleanerError(
             f"'{mark}' says that this registry (GitLab) keeps its tags in a database: the disk "
             'does not tell what is in use. Nothing was deleted. Delete images with that registry')
-    some = store.holds_a_blob()
-    if not some and any(store.has_links(name, '_manifests/revisions') for name in names):
-        raise RegistryCleanerError(
-            f"There are images in '{store.repositories}', but '{store.blobs}' holds no blob at "
-            'all: is a disk not mounted? Nothing was deleted. If the blobs are really lost, delete '
-            f'the folders in {store.repositories} by hand')
-    if garbage and some and not any(store.has_links(name, below) for name in names
-                                    for below in ('_manifests/revisions', '_layers')):
+    if not store.holds_a_blob():
+        if linked('_manifests/revisions'):
+            raise RegistryCleanerError(
+                f"There are images in '{store.repositories}', but '{store.blobs}' holds no blob at "
+                'all: is a disk not mounted? Nothing was deleted. If the blobs are really lost, '
+                f'delete the folders in {store.repositories} by hand')
+    elif garbage and not linked('_manifests/revisions', '_layers'):
         raise RegistryCleanerError(
             f"'{store.blobs}' holds blobs, but no repository in '{store.repositories}' links to "
             'any: is a disk not mounted? Nothing was deleted. If they are really garbage, delete '
@@ -1400,35 +1364,36 @@ def refuse_unsafe_ground(store: Store, names: Iterable[str], garbage: bool) -> N
 
 def refuse_running_registry(v2: str, read_only: bool) -> None:
     """Refuse when a registry on this machine works on the store, unless in read-only mode."""
-    processes = filter(str.isdigit, os.listdir('/proc') if os.path.isdir('/proc') else ())
-    for proc in map('/proc/{}'.format, processes):
+    for number in filter(str.isdigit, os.listdir('/proc') if os.path.isdir('/proc') else ()):
+        proc = '/proc/' + number
+        words = peek(proc + '/cmdline').rstrip('\0').split('\0')
+        if os.path.basename(''.join(words[1:2])) in REGISTRIES:
+            del words[0]  # of an emulator
+        command = words[1:2] in (['serve'], ['garbage-collect'])
+        if not (command or os.path.basename(words[0]) in REGISTRIES and any(
+                word.endswith(('.yml', '.yaml')) for word in words[1:])):
+            continue
+        process = f"Process {number} ({' '.join(words)})"
         try:
-            words = peek(proc + '/cmdline').rstrip('\0').split('\0')
-            if os.path.basename((words[1:2] or [''])[0]) in REGISTRIES:
-                del words[0]  # of an emulator
-            command = words[1:2] in (['serve'], ['garbage-collect'])
-            if not (command or os.path.basename(words[0]) in REGISTRIES and any(
-                    word.endswith(('.yml', '.yaml')) for word in words[1:])):
-                continue
             told = settings(proc, words[2 if command else 1:])
-            if not any(same_folder(seen(proc, root) + '/docker/registry/v2', v2)
-                       for root in values('rootdirectory', told) or ['/var/lib/registry']):
+            roots = values('rootdirectory', told) or ['/var/lib/registry']
+            if not any(same_folder(seen(proc, one) + '/docker/registry/v2', v2) for one in roots):
                 continue
         except PermissionError:
-            raise RegistryCleanerError(
-                f"Process {proc[6:]} ({' '.join(words)}) looks like a registry, and cannot be "
-                'looked into. Nothing was deleted. Run as root')
-        text = (f"Process {proc[6:]} ({' '.join(words)}) is a registry at work on this data. "
-                'Nothing was deleted. Stop it first')
-        if any(any(values('remoteurl', one)) for one in told):
-            raise RegistryCleanerError(text + ': it is a cache, which writes on every pull')
-        if not read_only or words[1:2] == ['garbage-collect']:
-            raise RegistryCleanerError(
-                text + ', or restart it in read-only mode and pass --read-only-registry')
+            raise RegistryCleanerError(f'{process} looks like a registry, and cannot be looked '
+                                       'into. Nothing was deleted. Run as root')
         modes = [mode for mode in map(read_only_mode, told) if mode is not None]
-        if not modes or not modes[0]:
-            raise RegistryCleanerError(text + ': it does not run in read-only mode (storage: '
-                                       'maintenance: readonly: enabled: true)')
+        advice = ''
+        if any(any(values('remoteurl', [text])) for text in told):
+            advice = ': it is a cache, which writes on every pull'
+        elif not read_only or words[1:2] == ['garbage-collect']:
+            advice = ', or restart it in read-only mode and pass --read-only-registry'
+        elif modes[:1] != [True]:
+            advice = (': it does not run in read-only mode (storage: maintenance: readonly: '
+                      'enabled: true)')
+        if advice:
+            raise RegistryCleanerError(f'{process} is a registry at work on this data. Nothing '
+                                       f'was deleted. Stop it first{advice}')
 
 
 # == Part 2: all that only decides ==
@@ -1447,10 +1412,11 @@ def version_of(tag: str) -> Optional[Tuple[Any, ...]]:
     match = re.fullmatch(VERSION, tag)
     if not match:
         return None
-    numbers = tuple(map(int, match.group(1).split('.')))
-    prerelease = [(0, int(part), '') if part.isdigit() else (1, 0, part)
-                  for part in (match.group(2) or '').split('.')]
-    return numbers + (0,) * (4 - len(numbers)), match.group(2) is None, prerelease
+    numbers, prerelease = match.groups()
+    release = [int(number) for number in numbers.split('.')]
+    parts = [(0, int(part), '') if part.isdigit() else (1, 0, part)
+             for part in (prerelease or '').split('.')]
+    return release + [0] * (4 - len(release)), prerelease is None, parts
 
 
 def parse_date(text: str) -> Optional[float]:
@@ -1458,13 +1424,14 @@ def parse_date(text: str) -> Optional[float]:
 
     Raises ValueError for one that no calendar has.
     """
-    match = re.fullmatch(r'(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-]\d\d):(\d\d))', text)
+    match = re.fullmatch(r'(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)', text)
     if not match:
         return None
     from datetime import datetime  # few runs go by such dates
-    zone = (match.group(3) or '+00') + (match.group(4) or '00')
-    when = datetime.strptime(match.group(1) + zone, '%Y-%m-%dT%H:%M:%S%z').timestamp()
-    return when + float(match.group(2) or 0) if when >= FIRST_IMAGE else None
+    date, fraction, zone = match.groups()
+    zone = zone.replace('Z', '+0000').replace(':', '')
+    when = datetime.strptime(date + zone, '%Y-%m-%dT%H:%M:%S%z').timestamp()
+    return when + float(fraction or 0) if when >= FIRST_IMAGE else None
 
 
 def made(store: Store, repository: Repository, digest: str) -> Optional[float]:
@@ -1485,18 +1452,19 @@ def made(store: Store, repository: Repository, digest: str) -> Optional[float]:
     return None
 
 
-def created(store: Store, repository: Repository, digests: Set[str]
-            ) -> Dict[str, Optional[float]]:
-    """Return when each image was made, in seconds: an index with its newest child."""
-    manifests, known = repository.manifests, {}  # type: Any, Dict[str, Optional[float]]
+def times_of(store: Store, repository: Repository, tags: Iterable[str], by: str) -> Dict[str, Any]:
+    """Return the version of each tag, or its time (an index has its newest child's), or None."""
+    read, manifests = repository.tags, repository.manifests
+    if by != 'created':
+        return {tag: version_of(tag) if by == 'version' else read[tag].pushed for tag in tags}
     names = {digest: manifest.names for digest, manifest in manifests.items()}
-    dates = {}
-    for digest in digests:
-        reached = walk([digest], names) & manifests.keys()
+    known: Dict[str, Optional[float]] = {}
+    dates: Dict[str, Optional[float]] = {}
+    for digest in {read[tag].digest for tag in tags}:
+        reached = walk([digest], names, manifests.keys())
         known.update((one, made(store, repository, one)) for one in reached - known.keys())
-        dates[digest] = max((date for date in map(known.get, reached) if date is not None),
-                            default=None)
-    return dates
+        dates[digest] = max(filter(None, map(known.get, reached)), default=None)
+    return {tag: dates[read[tag].digest] for tag in tags}
 
 
 def blob_of(repository: Repository, digest: str) -> Optional[str]:
@@ -1512,42 +1480,39 @@ def span(seconds: float) -> str:
     return 'a moment'
 
 
-def chosen_tags(store: Store, repository: Repository, images: Iterable[Image], spared: Set[str],
-                request: Request) -> Tuple[Set[str], Dict[str, str]]:
-    """Return the tags that `images` select, and those that the rules keep, each with the reason.
+def why_kept(when: Any, newest: List[Any], request: Request) -> str:
+    """Return why the rules keep a tag of the time or version `when`, '' if they do not.
 
-    The `spared` ones, which are excluded, take no place.  A tie at the cut is kept.
+    `newest` are the times of the tags beside which it has to be one of the last.
     """
-    chosen: Set[str] = set()
-    kept: Dict[str, str] = {}
-    tags, selected = repository.tags, [named_tags([image], repository) - spared for image in images]
-    if (request.keep_last, request.older_than) == (None, None):
-        return chosen.union(*selected), kept
-    every = set().union(*selected)
-    dates = created(store, repository, {tags[tag].digest for tag in every}) if (
-        request.by == 'created') else {}
-    times: Dict[str, Any] = {
-        tag: version_of(tag) if request.by == 'version' else tags[tag].pushed if (
-            request.by == 'pushed') else dates[tags[tag].digest] for tag in every}
+    if when is None:
+        return 'it has no ' + ('version' if request.by == 'version' else 'date')
+    said = '' if request.by == 'version' else f'{request.by} {span(request.now - when)} ago: '
+    last = request.keep_last
+    if last and (len(newest) < last or when >= newest[last - 1]):
+        return f'{said}one of the last {last}'
+    if request.older_than is not None and when >= request.now - request.older_than:
+        return f'{said}not older than {span(request.older_than)}'
+    return ''
+
+
+def judged_tags(store: Store, repository: Repository, selected: List[Set[str]], request: Request
+                ) -> Dict[str, str]:
+    """Return why the rules keep each tag that words have `selected`; '': it goes.
+
+    A tie at the cut is kept, and what one word keeps may go by another.
+    """
+    judged: Dict[str, str] = {}
+    times = times_of(store, repository, set().union(*selected), request.by)
     for found in selected:
         # What cannot be pulled takes the place of nothing that can.
-        dated = sorted((times[tag], tag) for tag in found if times[tag] is not None)
-        ranked = [pair for pair in dated if tags[pair[1]].digest in repository.manifests] or dated
-        keep = request.keep_last or 0
-        last = (ranked[-keep:] if len(ranked) >= keep else dated)[:1] if keep else []
+        dated = [tag for tag in found if times[tag] is not None]
+        ranked = [tag for tag in dated if repository.tags[tag].digest in repository.manifests]
+        newest = sorted((times[tag] for tag in ranked or dated), reverse=True)
         for tag in found:
-            when = times[tag]
-            said = '' if request.by == 'version' or when is None else (
-                f'{request.by} {span(request.now - when)} ago: ')
-            if when is None:
-                kept[tag] = 'it has no ' + ('version' if request.by == 'version' else 'date')
-            elif last and when >= last[0][0]:
-                kept[tag] = f'{said}one of the last {request.keep_last}'
-            elif request.older_than is not None and when >= request.now - request.older_than:
-                kept[tag] = f'{said}not older than {span(request.older_than)}'
-            else:
-                chosen.add(tag)
-    return chosen, {tag: why for tag, why in kept.items() if tag not in chosen}
+            if judged.get(tag) != '':
+                judged[tag] = why_kept(times[tag], newest, request)
+    return judged
 
 
 # -- What reaches what in a repository ------------------------------------------------------------
@@ -1558,6 +1523,16 @@ ANYTHING = '*'  # the node of whatever a broken tag without a history may have s
 def node(tag: str) -> str:
     """Return the node that stands for a tag among the digests of its repository."""
     return '/' + tag
+
+
+def layer(digest: str) -> str:
+    """Return the node that stands for a layer link."""
+    return '+' + digest
+
+
+def tags_in(nodes: Iterable[str]) -> Set[str]:
+    """Return the tags that some of `nodes` stand for."""
+    return {one[1:] for one in nodes if one[0] == '/'}
 
 
 def walk(start: Iterable[str], edges: Mapping[str, Iterable[str]],
@@ -1573,89 +1548,78 @@ def walk(start: Iterable[str], edges: Mapping[str, Iterable[str]],
     return met
 
 
+def inverse(edges: Mapping[str, Iterable[str]]) -> Dict[str, List[str]]:
+    """Return the same edges the other way round."""
+    found: Dict[str, List[str]] = {}
+    for one, others in edges.items():
+        for other in others:
+            found.setdefault(other, []).append(one)
+    return found
+
+
 class Graph:
-    """What each tag and manifest of a repository reaches, and which manifests need its layers."""
+    """What each tag, manifest and layer link of a repository needs."""
 
     def __init__(self, repository: Repository) -> None:
-        self.repository = repository
-        manifests, tags, referrers = repository.manifests, repository.tags, repository.referrers
+        manifests, tags = repository.manifests, repository.tags
+        self.layers = layers = {
+            digest: blob for digest, blob in repository.layers.items() if blob is not None}
         self.edges: Dict[str, List[str]] = {
-            digest: [child for child in manifest.names if child in manifests]
+            digest: [child for child in manifest.names if child in manifests] + [
+                layer(one) for one in (digest, *manifest.names) if one in layers]
             for digest, manifest in manifests.items()}
-        for digest, manifest in manifests.items():
-            for subject in manifest.subjects:
-                if subject in manifests:
-                    self.edges[subject].append(digest)
+        # A link under another algorithm needs the one under sha256, which no manifest names.
+        for digest, blob in layers.items():
+            self.edges[layer(digest)] = [layer(blob)] if blob != digest and blob in layers else []
+        belongs = [(subject, digest) for digest, manifest in manifests.items()
+                   for subject in manifest.subjects]
+        belongs += [(image, node(tag)) for tag, image in repository.referrers.items()]
+        for image, one in belongs:
+            if image in manifests:
+                self.edges[image].append(one)
         for tag, (digest, history, *_) in tags.items():
-            named = [d for d in ([digest] if digest else history) if d in manifests]
-            self.edges[node(tag)] = named if named or digest else [ANYTHING]
-            if referrers.get(tag) in manifests:
-                self.edges[referrers[tag]].append(node(tag))
-        if any(ANYTHING in self.edges[node(tag)] for tag in tags):
+            known = [one for one in ([digest] if digest else history) if one in manifests]
+            self.edges[node(tag)] = known if known or digest else [ANYTHING]
+        if [ANYTHING] in self.edges.values():
             self.edges[ANYTHING] = list(manifests)
-        self.reached_by: Dict[str, List[str]] = {}
-        for one, reached in self.edges.items():
-            for other in reached:
-                self.reached_by.setdefault(other, []).append(one)
-        self.roots = {node(tag) for tag in tags if referrers.get(tag) not in manifests}
-        self.users = Counter(layer for digest in manifests for layer in self.layers_of(digest))
+        self.reached_by = inverse(self.edges)
+        self.pointing = inverse({node(tag): [read.digest] for tag, read in tags.items()})
+        self.roots = set(map(node, tags)) - self.reached_by.keys()  # no image's referrer tags
 
-    def layers_of(self, digest: str) -> Set[str]:
-        """Return the layer links that a manifest needs.
-
-        A link under another algorithm needs the one under sha256, which no manifest names.
-        """
-        layers = self.repository.layers
-        links = [link for link in (digest, *self.repository.manifests[digest].names)
-                 if layers.get(link) is not None]
-        return {*links, *[layers[link] or link for link in links]}
-
-    def loss(self, named: Set[str], seeds: Iterable[str], spared: AbstractSet[str] = frozenset()
-             ) -> Set[str]:
+    def loss(self, named: Set[str], seeds: Iterable[str], spared: AbstractSet[str]) -> Set[str]:
         """Return the nodes that go with the `named` ones: those that only these reach, or `seeds`.
 
-        `seeds` are what the named ones reach or reached.  Where something that stays reaches a
-        node it is not looked any further, so the cost is that of what goes.
+        `seeds` are what the named ones reach or reached.  Where a tag that stays points at a node
+        it is not looked any further, so the cost is that of what goes.
         """
-        inside, met = set(named), set()  # type: Set[str], Set[str]
+        inside, met = set(), set()  # type: Set[str], Set[str]
         todo = [*named, *seeds]
         while todo:
             one = todo.pop()
-            if one in met:
-                continue
-            met.add(one)
-            if one in named or not (one in spared or one in self.roots or any(
-                    parent in spared or parent in self.roots and parent not in named
-                    for parent in self.reached_by.get(one, ()))):
-                inside.add(one)
-                todo.extend(self.edges.get(one, ()) if one != ANYTHING else ())  # nobody knows it
+            if one not in met:
+                met.add(one)
+                if one in named or not (one in spared or any(
+                        tag in self.roots and tag not in named
+                        for tag in self.pointing.get(one, ()))):
+                    inside.add(one)
+                    todo.extend(self.edges[one] if one != ANYTHING else ())  # nobody knows it
         entered = [one for one in inside - named
-                   if not inside.issuperset(self.reached_by.get(one, ()))]
+                   if any(other not in inside for other in self.reached_by.get(one, ()))]
         return inside - walk(entered, self.edges, inside - named)
 
-    def lost_layers(self, lost: Set[str]) -> Set[str]:
-        """Return the layer links that no manifest needs but those in `lost`."""
-        users = Counter(layer for digest in lost & self.repository.manifests.keys()
-                        for layer in self.layers_of(digest))
-        return {layer for layer, number in users.items() if number == self.users[layer]
-                and self.repository.layers.get(layer) is not None}
 
-    def parents_first(self, lost: Set[str]) -> List[str]:
-        """Return the manifests in `lost` in an order that puts each index before its children."""
-        manifests = self.repository.manifests
-        ordered: List[str] = []
-        met: Set[str] = set()
-        todo = [(digest, False) for digest in sorted(lost & manifests.keys(), reverse=True)]
-        while todo:
-            digest, children_done = todo.pop()
-            if children_done:
-                ordered.append(digest)
-            elif digest not in met:
-                met.add(digest)
-                todo.append((digest, True))
-                todo.extend((child, False) for child in manifests[digest].names
-                            if child in lost and child in manifests)
-        return ordered[::-1]
+def parents_first(digests: Iterable[str], manifests: Mapping[str, Manifest]) -> List[str]:
+    """Return these of the `manifests` in an order that puts each index before its children."""
+    ordered: Dict[str, None] = {}  # children first
+    todo = sorted(digests, reverse=True)
+    going = set(todo)
+    while todo:
+        children = [] if todo[-1] in ordered else [
+            child for child in manifests[todo[-1]].names if child in going and child not in ordered]
+        if not children:
+            ordered[todo.pop()] = None
+        todo += children
+    return list(ordered)[::-1]
 
 
 # -- What one repository loses --------------------------------------------------------------------
@@ -1739,35 +1703,31 @@ def names_something(repository: Repository, image: Image) -> bool:
     """Tell whether `image`, a word for the repository, names anything in it."""
     if not image.tag:
         return image.whole or image.digest in repository.manifests
-    if image.tag in repository.tags or is_pattern(image.tag):
-        return bool(named_tags([image], repository, excluding=True))
-    return image.tag in repository.no_tags and not image.digest
+    if image.tag in repository.no_tags and not image.digest:
+        return True
+    return bool(named_tags([image], repository, excluding=True))
 
 
 class Judge:
     """Decides what a repository loses.  May be asked again: that costs what goes, no more."""
 
     def __init__(self, store: Store, repository: Repository) -> None:
-        self.store, self.repository = store, repository
-        self.name, self.graph = repository.name, Graph(repository)
-        self.tags, self.manifests, self.layers = (
-            repository.tags, repository.manifests, repository.layers)
-        self.linked = {digest for digest, blob in self.layers.items() if blob is not None}
-        self.aliases: Dict[str, List[str]] = {}  # blob ('': unknown) -> other algorithms' links
-        for digest, blob in self.layers.items():
-            if blob not in (None, digest):
-                self.aliases.setdefault(blob or '', []).append(digest)
-        self.pointing: Dict[str, List[str]] = {}  # digest -> the tags that point at it
-        self.entered: Dict[str, List[str]] = {}  # digest -> the tags that have it in their history
-        for tag in sorted(self.tags):
-            self.pointing.setdefault(self.tags[tag].digest, []).append(tag)
-            for digest in self.tags[tag].entries:
-                self.entered.setdefault(digest, []).append(tag)
-        self.faults = sorted((digest, f'{self.name}@{digest}', manifest.fault)
-                             for digest, manifest in self.manifests.items() if manifest.fault)
-        self.faults += sorted((node(tag), f'{self.name}:{tag}', read.fault)
-                              for tag, read in self.tags.items() if read.fault)
+        self.store, self.repository, self.name = store, repository, repository.name
+        self.tags, self.manifests = repository.tags, repository.manifests
+        self.links = {'layer': repository.layers, 'manifest': repository.revisions}
+        self.graph = Graph(repository)
+        self.linked = self.graph.layers
+        self.entered = inverse({tag: read.entries for tag, read in self.tags.items()})
+        self.faults = {digest: manifest.fault for digest, manifest in self.manifests.items()
+                       if manifest.fault}
+        self.faults.update((node(tag), read.fault) for tag, read in self.tags.items() if read.fault)
+        self.faults.update((layer(digest), 'its layer link cannot be read')
+                           for digest, blob in self.linked.items() if not blob)
         self.ordinary = len(self.tags.keys() - repository.referrers.keys())
+
+    def image(self, one: str) -> str:
+        """Return the word for what a node stands for."""
+        return self.name + (f':{one[1:]}' if one[0] == '/' else '@' + one.lstrip('+'))
 
     def decide(self, wish: Wish, terse: bool = False) -> Verdict:
         """Return what goes, if `terse` without words on it.
@@ -1780,211 +1740,188 @@ class Judge:
                                if names_something(self.repository, image))
         if not any(image.whole for image in wish.excluded):
             self.choose(wish, verdict, terse)
-        links = {'layer': self.layers, 'manifest': self.repository.revisions}
-        going = [(one.kind, one.item) for one in verdict.references if one.kind in links]
-        verdict.unlinked = list(filter(None, (links[kind].get(item) for kind, item in going)))
         if wish.request.garbage:
-            self.find_used(set(going), verdict)
+            self.find_used(verdict)
         return verdict
 
     def spared_by(self, wish: Wish) -> Set[str]:
         """Return the nodes that exclusions name."""
         tags = named_tags(wish.excluded, self.repository, excluding=True)
-        return {image.digest for image in wish.excluded
-                if image.digest in self.manifests and not image.tag}.union(map(node, tags))
+        return self.digests_in(wish.excluded).union(map(node, tags))
+
+    def digests_in(self, images: Iterable[Image]) -> Set[str]:
+        """Return the manifests that these words name by digest alone."""
+        return {image.digest for image in images
+                if image.digest in self.manifests and not image.tag}
+
+    def stood_for(self, tags: Iterable[str]) -> List[str]:
+        """Return the manifests that `tags` point at, or once did."""
+        return [digest for tag in tags for digest in (self.tags[tag].digest,
+                                                      *self.tags[tag].history)
+                if digest in self.manifests]
 
     def choose(self, wish: Wish, verdict: Verdict, terse: bool) -> None:
         """Add to `verdict` what goes of a repository that is not excluded."""
-        bare, request, spared = wish.bare, wish.request, self.spared_by(wish)
-        if request.untagged and bare and self.manifests and not self.ordinary:
+        request, spared = wish.request, self.spared_by(wish)
+        whole = wish.bare and not request.untagged and not spared
+        asked, wanted = self.asked(wish, spared, verdict)
+        named = wanted.union(map(node, asked), *(
+            self.graph.pointing.get(digest, ()) for digest in wanted))
+        seeds = list(self.manifests) if wish.bare else self.stood_for(asked)
+        if request.untagged and seeds and not self.ordinary:
+            seeds.clear()
             verdict.warnings.append(
                 f"Repository '{self.name}' has manifests and no tag, and -u leaves it alone: its "
                 'images may be used by digest, or their tags kept in a database. To delete it: '
                 + delete_command(self.name))
-            bare = False
-        whole = bare and not request.untagged and not spared
-        asked, wanted = self.asked(wish, spared, verdict, bare)
-        pointing = [tag for digest in wanted for tag in self.pointing.get(digest, ())]
         if request.untagged:
-            spared.update(digest for digest in self.manifests if is_young(
+            spared.update(digest for digest in seeds if is_young(
                 self.store.revision(self.name, digest) + '/link', request))
-        named = wanted.union(map(node, asked), map(node, pointing))
-        seeds = list(self.manifests) if bare else [
-            digest for tag in asked for digest in (self.tags[tag].digest, *self.tags[tag].history)
-            if digest in self.manifests]
-        lost = self.graph.loss(named, seeds, spared)
-        former = [digest for one in lost - named if one[0] == '/'  # a signature's tag, signed again
-                  for digest in self.tags[one[1:]].history if digest in self.manifests]
-        lost = self.graph.loss(named, seeds + former, spared) if former else lost
+        unused: List[str] = []
+        if request.garbage:
+            unused = [one for one in map(layer, self.linked) if one not in self.graph.reached_by]
+            spared.update(one for one in walk(unused, self.graph.edges) if is_young(
+                f'{self.store.layer(self.name, one[1:])}/link', request))
+        lost = self.graph.loss(named, seeds + unused, spared)
+        former = set(self.stood_for(tags_in(lost - named))) - lost  # a signature's, signed again
+        if former:
+            seeds += former
+            lost = self.graph.loss(named, seeds + unused, spared)
         self.refuse_kept_index(wanted, lost)
-        self.refer(wish, lost, whole, bare, verdict)
         if not terse:
             self.warn_of_broken_tags(named, seeds, spared, lost, verdict)
-        self.skip_if_damaged(lost, verdict, terse)
+        self.refer(wish, lost, whole, verdict, terse)
 
-    def asked(self, wish: Wish, spared: Set[str], verdict: Verdict, bare: bool
-              ) -> Tuple[Set[str], Set[str]]:
+    def asked(self, wish: Wish, spared: Set[str], verdict: Verdict) -> Tuple[Set[str], Set[str]]:
         """Return the tags and the manifests that words ask to delete, not what is `spared`."""
-        wanted = {image.digest for image in wish.images
-                  if image.digest in self.manifests and not image.tag}
-        kept_tags = {one[1:] for one in spared if one[0] == '/'}
-        if wish.request.untagged:
+        request, kept = wish.request, tags_in(spared)
+        if request.untagged:
             return set(), set()
-        if bare:
-            owned = {tag for tag, image in self.repository.referrers.items()
-                     if image in self.manifests}
-            asked = self.tags.keys() - kept_tags - (owned if spared else set())
-        else:
-            by_tag = [image for image in wish.images if image.tag]
-            asked, kept = chosen_tags(self.store, self.repository, by_tag, kept_tags, wish.request)
-            verdict.kept = [(f'{self.name}:{tag}', why) for tag, why in sorted(kept.items())]
-            if by_tag and self.may_be_copied(wish.request):
-                verdict.warnings.append(
-                    f'The tags of {self.name} were all pushed within ten minutes: was the store '
-                    'copied? --by created goes by the date of the images')
-        return asked, wanted - walk(spared, self.graph.edges)
-
-    def may_be_copied(self, request: Request) -> bool:
-        """Tell whether a rule by push time is asked of tags that look copied."""
-        if request.by != 'pushed' or (request.keep_last, request.older_than) == (None, None):
-            return False
+        wanted = self.digests_in(wish.images) - walk(spared, self.graph.edges)
+        if wish.bare:
+            return tags_in(self.graph.roots) - kept, wanted
+        selected = [named_tags([image], self.repository) - kept
+                    for image in wish.images if image.tag]
+        if (request.keep_last, request.older_than) == (None, None):
+            return set().union(*selected), wanted
+        judged = judged_tags(self.store, self.repository, selected, request)
+        verdict.kept = [(f'{self.name}:{tag}', why) for tag, why in sorted(judged.items()) if why]
         times = [tag.pushed for tag in self.tags.values() if tag.pushed is not None]
-        return len(times) >= 5 and max(times) - min(times) <= COPIED
+        if judged and request.by == 'pushed' and (
+                len(times) >= 5 and max(times) - min(times) <= COPIED):
+            verdict.warnings.append(
+                f'The tags of {self.name} were all pushed within ten minutes: was the store '
+                'copied? --by created goes by the date of the images')
+        return {tag for tag in judged if not judged[tag]}, wanted
 
     def refuse_kept_index(self, wanted: Set[str], lost: Set[str]) -> None:
         """Refuse to delete a manifest of its own when an index that stays contains it."""
-        for tag in self.pointing.get('', ()) if wanted else ():
-            held = set(self.tags[tag].history) & self.manifests.keys() or self.manifests.keys()
-            if node(tag) not in lost and not held.isdisjoint(wanted & lost):
-                raise RegistryCleanerError(
-                    f'The broken tag {self.name}:{tag}, which stays, may have stood for what would '
-                    f'be deleted. Nothing was deleted. Delete the tag too: -i {self.name}:{tag}')
+        reached_by = self.graph.reached_by
         for digest in sorted(wanted):
-            for parent in sorted(self.graph.reached_by.get(digest, ())):
-                if parent in self.manifests and parent not in lost and (
-                        digest in self.manifests[parent].names):
-                    above = walk([parent], self.graph.reached_by)
-                    tags = sorted(f'{self.name}:{one[1:]}' for one in above if one[0] == '/')
+            for parent in sorted(set(reached_by.get(digest, ())) - lost):
+                if parent not in self.manifests:
+                    tag = min(set(reached_by[parent]) - lost) if parent == ANYTHING else parent
                     raise RegistryCleanerError(
-                        f'{self.name}@{digest} is part of the index {self.name}@{parent} ('
+                        f'The broken tag {self.image(tag)}, which stays, may have stood for what '
+                        'would be deleted. Nothing was deleted. Delete the tag too: '
+                        f'-i {self.image(tag)}')
+                if digest in self.manifests[parent].names:
+                    tags = [f'{self.name}:{tag}'
+                            for tag in sorted(tags_in(walk([parent], reached_by)))]
+                    raise RegistryCleanerError(
+                        f'{self.image(digest)} is part of the index {self.image(parent)} ('
                         f'{", ".join(tags) or "which has no tag"}), which stays. Nothing was '
                         'deleted. Delete the index too, or leave this manifest')
 
-    def refer(self, wish: Wish, lost: Set[str], whole: bool, bare: bool, verdict: Verdict) -> None:
-        """Add what goes with the nodes `lost`, and with -g what nothing uses."""
-        request, name, repository = wish.request, self.name, self.repository
-        leaving = {one[1:] for one in lost if one[0] == '/'}
-        verdict.tags_left[name] = self.ordinary - len(leaving - repository.referrers.keys())
+    def refer(self, wish: Wish, lost: Set[str], whole: bool, verdict: Verdict, terse: bool) -> None:
+        """Add what goes with the nodes `lost`, and with -g what nothing uses.
+
+        A repository that would lose something and keeps what is unreadable is left as it is.
+        """
+        garbage, name, repository = wish.request.garbage, self.name, self.repository
+        leaving = tags_in(lost)
+        layers = {one[1:] for one in lost if one[0] == '+'}
         nothing_left = len(leaving) == len(self.tags) and lost >= self.manifests.keys()
         uploads = {upload: measure_upload(self.store, self.store.place(name, '_uploads', upload))
-                   for upload in (repository.uploads if request.garbage or nothing_left else ())}
+                   for upload in (repository.uploads if garbage or nothing_left else ())}
         old = [upload for upload, (last, _) in sorted(uploads.items())
-               if whole or last <= request.now - UPLOAD_AGE]
-        layers = self.graph.lost_layers(lost) | (self.unused(request) if request.garbage else set())
-        layers -= {blob for blob in layers & self.aliases.keys()
-                   if not layers.issuperset(self.aliases[blob])}
-        begun = request.garbage and request.older_than is not None and not layers >= self.linked
-        leftovers = list(self.leftovers(wish))
-        gone = nothing_left and len(old) == len(repository.uploads) and (whole or not begun) and (
-            bool(lost or leftovers) or request.garbage or bare and not request.untagged)
-        if gone:
-            layers = self.linked
-            verdict.owners[name] = '' if bare else max(self.tags, default='')
-        entries = {(tag, digest) for digest in lost for tag in self.entered.get(digest, ())}
-        if request.garbage:
-            entries.update((tag, digest) for tag, read in self.tags.items() if read.digest
-                           for digest in read.entries if digest not in self.manifests)
+               if whole or last <= wish.request.now - UPLOAD_AGE]
+        leftovers = self.leftovers(wish)
+        gone = nothing_left and len(old) == len(repository.uploads) and bool(whole or (
+            layers >= self.linked.keys() if garbage else lost or leftovers))
+        entries = sorted(
+            (tag, digest) for digest in {*lost, *(self.entered if garbage else ())}
+            for tag in self.entered.get(digest, ()) if tag not in leaving and (
+                digest in lost or self.tags[tag].digest and digest not in self.manifests))
+        items: Dict[str, Iterable[str]] = {
+            'tag': sorted(leaving),
+            'manifest': [digest for digest in parents_first(
+                lost & self.manifests.keys(), self.manifests)
+                if repository.revisions.get(digest) is not None],
+            'layer': sorted(self.linked if gone else layers,
+                            key=lambda digest: (digest[:6] == 'sha256', digest)),
+            'leftover': [] if gone else leftovers,
+            'upload': old if garbage or gone else [],
+            'repository': [''] * gone}
+        references = [Reference(kind, name, item) for kind in items for item in items[kind]]
+        references += [Reference('entry', name, digest, tag) for tag, digest in entries]
+        faults = self.faults.keys() - lost
+        if references and faults and not gone:
+            verdict.skipped[name] = '' if terse else self.damage(sorted(faults))
+        elif references:
+            verdict.references = references
+            verdict.unlinked = list(filter(None, (
+                links.get(item) for kind, links in self.links.items() for item in items[kind])))
+            verdict.uploads[name] = sum(uploads[upload][1] for upload in items['upload'])
+            verdict.tags_left[name] = self.ordinary - len(leaving - repository.referrers.keys())
+            if gone:
+                verdict.owners[name] = '' if whole else max(self.tags, default='')
+            else:
+                verdict.warnings += [
+                    f'What the unreadable manifest {self.image(one)} needed is unknown: its layers '
+                    'stay until -g' for one in sorted(self.faults.keys() & self.manifests.keys())]
 
-        def add(kind: str, items: Iterable[str]) -> None:
-            verdict.references += [Reference(kind, name, item) for item in items]
-
-        add('tag', sorted(leaving))
-        verdict.references += [Reference('entry', name, digest, tag)
-                               for tag, digest in sorted(entries) if tag not in leaving]
-        add('manifest', (digest for digest in self.graph.parents_first(lost)
-                         if repository.revisions.get(digest) is not None))
-        add('layer', sorted(layers, key=lambda digest: (digest[:6] == 'sha256', digest)))
-        if not gone:
-            add('leftover', leftovers)
-        if request.garbage or gone:
-            add('upload', old)
-            verdict.uploads[name] = sum(uploads[upload][1] for upload in old)
-        if gone:
-            add('repository', [''])
-
-    def unused(self, request: Request) -> Set[str]:
-        """Return the layer links that no manifest uses, and that are not too young."""
-        return {digest for digest in self.linked - self.graph.users.keys() if not is_young(
-            self.store.place(self.name, '_layers', digest.replace(':', '/'), 'link'), request)}
-
-    def leftovers(self, wish: Wish) -> Iterator[str]:
-        """Yield the folders whose link is gone: with -g all, else those of named tags."""
-        garbage, repository = wish.request.garbage, self.repository
-        gone = set(repository.no_tags)
-        named, kept = (
-            {tag for image in images for tag in matching(image.tag, gone)}
-            for images in ([one for one in wish.images if not is_pattern(one.tag)], wish.excluded))
-        for tag in repository.no_tags:
-            if tag not in kept and (garbage or tag in named):
-                yield f'_manifests/tags/{tag}'
-        for top, links in (('_layers', self.layers),
-                           ('_manifests/revisions', repository.revisions)):
-            for digest in links if garbage else ():
-                if links[digest] is None:
-                    yield f'{top}/{digest}'.replace(':', '/')
+    def leftovers(self, wish: Wish) -> List[str]:
+        """Return the folders whose link is gone: with -g all, else those of named tags."""
+        garbage, no_tags = wish.request.garbage, self.repository.no_tags
+        named = no_tags if garbage else [image.tag for image in wish.images]
+        kept = {tag for image in wish.excluded for tag in matching(image.tag, no_tags)}
+        gone = [('tag', tag) for tag in set(no_tags).intersection(named) - kept]
+        gone += [(kind, digest) for kind, links in self.links.items() if garbage
+                 for digest in links if links[digest] is None]
+        return sorted(Reference(kind, self.name, item).place for kind, item in gone)
 
     def warn_of_broken_tags(self, named: Set[str], seeds: List[str], spared: Set[str],
                             lost: Set[str], verdict: Verdict) -> None:
         """Say when something is kept only because nobody knows what a broken tag stood for."""
-        broken = {node(tag) for tag in self.pointing.get('', ())} - lost - spared
-        more = self.graph.loss(named | broken, seeds, spared) - lost - broken - {ANYTHING} if (
+        broken = set(self.graph.pointing.get('', ())) - lost - spared
+        more = (self.graph.loss(named | broken, seeds, spared) - lost) & self.manifests.keys() if (
             broken and seeds) else ()
         if more:
             verdict.warnings.append(
                 f'{len(more)} of {self.name} stay only since its tag {min(broken)[1:]} is broken, '
                 'and nobody knows what it stood for. To delete the tag: '
-                + delete_command(*(f'{self.name}:{one[1:]}' for one in sorted(broken))))
+                + delete_command(*map(self.image, sorted(broken))))
 
-    def skip_if_damaged(self, lost: Set[str], verdict: Verdict, terse: bool) -> None:
-        """Leave a repository that would lose something as it is, if it keeps what is unreadable."""
-        if not verdict.references or verdict.owners:
-            return
-        going = {one.item for one in verdict.references if one.kind == 'layer'}
-        aliases = [digest for digest in self.aliases.get('', ()) if digest not in going]
-        if aliases or any(fault[0] not in lost for fault in self.faults):
-            verdict.skipped[self.name] = '' if terse else self.damage(lost, aliases)
-            verdict.tags_left[self.name] = self.ordinary
-            verdict.references.clear()
-            verdict.uploads.clear()
-        else:
-            verdict.warnings += [
-                f'What the unreadable manifest {image} needed is unknown: its layers stay until -g'
-                for one, image, _ in self.faults if one[0] != '/']
-
-    def damage(self, lost: Set[str], aliases: List[str]) -> str:
-        """Return why the repository is left as it is, and what to do."""
-        faults = [fault for fault in self.faults if fault[0] not in lost]
-        text = ''.join(f'\n  {image}: {fault}' for _, image, fault in faults) + ''.join(
-            f'\n  layer link {digest} cannot be read' for digest in aliases)
-        held: Dict[str, List[str]] = {}  # manifest -> the indexes with it, which go first
-        for digest, manifest in self.manifests.items():
-            for child in manifest.names:
-                held.setdefault(child, []).append(digest)
-        tops = {top for one, _, _ in faults for top in walk([one], held) if top not in held}
-        images = [self.name + (':' + top[1:] if top[0] == '/' else '@' + top)
-                  for top in sorted(tops)]
+    def damage(self, faults: List[str]) -> str:
+        """Return why the repository is left as it is: `faults`, nodes that stay; and what to do."""
+        text = ''.join(f'\n  {self.image(one)}: {self.faults[one]}' for one in faults)
+        # An index goes before what it contains.
+        holders = inverse({digest: manifest.names for digest, manifest in self.manifests.items()})
+        tops = [one for one in walk(faults, holders) if one not in holders and one[0] != '+']
+        command = delete_command(*map(self.image, sorted(tops)) if tops else [self.name])
         return ('it is damaged, and was left as it is, since nobody knows what it needs:'
-                f'{text}\n  Restore that, or delete it: {delete_command(*images or [self.name])}\n'
+                f'{text}\n  Restore that, or delete it: {command}\n'
                 f'  or leave it out of the run: -x {shlex.quote(self.name)}')
 
-    def find_used(self, going: Set[Tuple[str, str]], verdict: Verdict) -> None:
+    def find_used(self, verdict: Verdict) -> None:
         """Add the blobs that stay linked, or that what stays names."""
-        revisions = self.repository.revisions
-        for kind, links in (('layer', self.layers), ('manifest', revisions)):
+        going = {(one.kind, one.item) for one in verdict.references}
+        for kind, links in self.links.items():
             verdict.used.update(blob for digest, blob in links.items()
                                 if blob and (kind, digest) not in going)
         for digest, manifest in self.manifests.items():
-            if going.isdisjoint((('manifest', digest), ('layer', digest))):
+            if going.isdisjoint((kind, digest) for kind in self.links):
                 verdict.used.update(manifest.names)
                 if manifest.signed or manifest.fault:
                     verdict.used.update(self.store.signatures(self.name, digest))
@@ -2054,9 +1991,10 @@ def become_helper(parent: int) -> None:
 def wishes_of(request: Request, names: Iterable[str]) -> Dict[str, Wish]:
     """Return what `request` asks of each repository."""
     known, everything = set(names), (Image('*'),) if request.untagged else ()
-    images = Words(request.images or everything, known)
-    excluded, bare = Words(request.excluded, known, True), request._replace(images=(), excluded=())
-    return {name: Wish(name, images.of(name), excluded.of(name), bare) for name in names}
+    images = words_for(request.images or everything, known)
+    excluded, bare = words_for(request.excluded, known, True), request._replace(
+        images=(), excluded=())
+    return {name: Wish(name, images[name], excluded[name], bare) for name in names}
 
 
 def choose(store: Store, request: Request) -> Outcome:
@@ -2075,38 +2013,32 @@ def choose(store: Store, request: Request) -> Outcome:
                                         outcome.tags_left.keys())
     refuse_remove_all(store, request, outcome, names)
     unlinked = set(outcome.unlinked)
-    if request.garbage:
-        blobs = stored(store, outcome.used | store.kept_links(), request, unlinked)
-    else:
-        free = sorted(unlinked - store.linked(unlinked, by_repository(outcome.references)))
-        sizes = zip(free, store.workers.each(store.size, free, 'Measuring blobs'))
-        blobs = {digest: size for digest, size in sizes if size is not None}
-    outcome.plan = Plan(in_order(outcome.references), blobs)
+    free = stored(store, outcome.used | store.kept_links()) if request.garbage else (
+        unlinked - store.linked(unlinked, by_repository(outcome.references)))
+    blobs = {digest: size for digest, size in sizes_of(store, free).items()
+             if digest in unlinked or not is_young(store.blob(digest) + '/data', request)}
+    outcome.plan = Plan(outcome.references, blobs)
     if request.prune:
         outcome.plan = outcome.plan._replace(folders=empty_folders(store, outcome.plan))
     return outcome
 
 
-def stored(store: Store, used: Set[str], request: Request,
-           unlinked: AbstractSet[str] = frozenset()) -> Dict[str, int]:
-    """Return the bytes that each blob frees that is stored and not `used`.
-
-    A young one is left out, unless it is `unlinked`.
-    """
-    def sizes(folder: str) -> Dict[str, int]:
+def stored(store: Store, used: AbstractSet[str]) -> Set[str]:
+    """Return the blobs that have a folder and are not `used`."""
+    def blobs(folder: str) -> Set[str]:
         algorithm, two = folder.split('/')
-        found = {}
-        for entry in store.entries(f'{store.blobs}/{folder}'):
-            digest = f'{algorithm}:{entry.name}'
-            size = store.size(digest) if digest not in used and is_digest(digest) and (
-                entry.name.startswith(two)) else None
-            if size is not None and (
-                    digest in unlinked or not is_young(entry.path + '/data', request)):
-                found[digest] = size
-        return found
+        found = (f'{algorithm}:{entry.name}' for entry in store.entries(f'{store.blobs}/{folder}')
+                 if entry.name.startswith(two))
+        return {digest for digest in found if digest not in used and is_digest(digest)}
 
-    found = store.workers.each(sizes, store.blob_folders(), 'Measuring blobs')
-    return dict(sorted(pair for sizes_of in found for pair in sizes_of.items()))
+    return set().union(*store.workers.each(blobs, store.blob_folders(), 'Looking for blobs'))
+
+
+def sizes_of(store: Store, blobs: Iterable[str]) -> Dict[str, int]:
+    """Return the bytes that each of `blobs` frees, of those that are stored."""
+    ordered = sorted(blobs)
+    sizes = zip(ordered, store.workers.each(store.size, ordered, 'Measuring blobs'))
+    return {digest: size for digest, size in sizes if size is not None}
 
 
 def find_missing(store: Store, request: Request, wishes: Mapping[str, Wish], matched: Set[Image],
@@ -2121,39 +2053,39 @@ def find_missing(store: Store, request: Request, wishes: Mapping[str, Wish], mat
         if not matched.issuperset(excluded):
             repository = store.repository(name)
             matched.update(image for image in excluded if names_something(repository, image))
-    known, missing, warnings = set(wishes), [], []
-    for images, excluding in ((request.images, False), (request.excluded, True)):
-        for image in images:
-            spelling = image._replace(name=spelled(image.name, known, excluding))
-            literal = spelling.name in known or not is_pattern(spelling.name)
-            if spelling not in matched and literal and not is_pattern(image.tag):
-                missing.append(spelling)
-            elif spelling not in matched:
-                warnings.append(f"Nothing matches '{image}'")
+    known = set(wishes)
+    words = [image._replace(name=spelled(image.name, known, excluding))
+             for images, excluding in ((request.images, False), (request.excluded, True))
+             for image in images]
+    unmatched = [word for word in words if word not in matched]
+    missing = [word for word in unmatched if not is_pattern(word.tag) and (
+        word.name in known or not is_pattern(word.name))]
     if missing:
         more = [f'and {len(missing) - 20} more'] * (len(missing) > 20)
         raise RegistryCleanerError('\n'.join(
             [missing_text(store, image, list(wishes)) for image in missing[:20]]
             + more + ['Nothing was deleted']))
-    return warnings
+    return [f"Nothing matches '{word}'" for word in unmatched]
 
 
 def refuse_remove_all(store: Store, request: Request, verdict: Verdict, names: Iterable[str]
                       ) -> None:
     """Refuse when patterns would leave the registry without any tag."""
-    if request.remove_all or request.untagged or not (
-            Words(request.images, set(names)).patterns
-            or any(is_pattern(image.tag) for image in request.images)):
+    known = set(names)
+    patterns = any(is_pattern(image.tag) or spelled(image.name, known) not in known
+                   for image in request.images)
+    if request.remove_all or request.untagged or not patterns or any(
+            verdict.tags_left.values()) or not any(
+            one.kind in ('tag', 'manifest') for one in verdict.references):
         return
-    removed = Counter(one.kind for one in verdict.references)
-    if (removed['tag'] or removed['manifest']) and not any(verdict.tags_left.values()) and not any(
-            is_tag(tag) and store.read_tag(name, tag)
-            for name in names if name not in verdict.tags_left
-            for tag in store.folders(store.place(name, '_manifests/tags'))):
-        what = f'all {removed["tag"]} tags of the registry' if removed['tag'] else (
-            'images of a registry without any tag')
-        raise RegistryCleanerError(f'This would delete {what}. Nothing was deleted. If that is '
-                                   'meant, add --allow-remove-all')
+    unread = [name for name in names if name not in verdict.tags_left]
+    if not any(is_tag(tag) and store.read_tag(name, tag) for name in unread
+               for tag in store.folders(store.place(name, '_manifests/tags'))):
+        number = sum(one.kind == 'tag' for one in verdict.references)
+        what = count(number, 'tag') if number else 'images'
+        raise RegistryCleanerError(
+            f'This would delete {what} and leave the registry without any tag. Nothing was '
+            'deleted. If that is meant, add --allow-remove-all')
 
 
 def empty_folders(store: Store, plan: Plan) -> List[str]:
@@ -2161,36 +2093,34 @@ def empty_folders(store: Store, plan: Plan) -> List[str]:
 
     What lives of a repository needs some of its folders, empty or not.
     """
-    gone = {store.place(one.repository, one.place)
-            for one in plan.references} | set(map(store.blob, plan.blobs))
     whole = {store.place(one.repository) for one in plan.references if one.kind == 'repository'}
-    ours = re.compile(f'{COMPONENT}|_layers|_manifests|_uploads|{TAG}').fullmatch
-    is_component = re.compile(COMPONENT).fullmatch
+    gone = {f'{path}/{part}' for path in whole for part in PARTS}
+    gone.update(store.place(one.repository, one.place) for one in plan.references)
+    gone.update(map(store.blob, plan.blobs))
+    is_ours = re.compile(f'{COMPONENT}|{TAG}').fullmatch
+    # Parts of repository names, algorithms and digests; and whatever is in a repository.
+    is_named = re.compile(f'/[a-z]+(/{COMPONENT})+|.*/({"|".join(PARTS)})(/.*)?').fullmatch
+    held: Any = Counter()  # what each folder holds
+    found: List[str] = []  # folders, from the top
     level = [store.repositories, store.blobs]
-    held: Dict[str, int] = {}  # what each folder holds, in the order from the top
     while level:
-        listed = list(zip(level, store.workers.each(store.entries, level)))
-        level = []
-        for path, entries in listed:
-            left = [entry for entry in entries if entry.path not in gone and not (
-                path in whole and entry.name in PARTS)]
-            held[path] = len(left)
-            level += [entry.path for entry in left if ours(entry.name) and not (
-                entry.name.startswith(OWN)) and entry.is_dir(follow_symlinks=False)]
+        entries = [entry for listed in store.workers.each(store.entries, level)
+                   for entry in listed if entry.path not in gone]
+        held.update(entry.path.rpartition('/')[0] for entry in entries)
+        level = [entry.path for entry in entries if is_ours(entry.name) and not (
+            entry.name.startswith(OWN)) and entry.is_dir(follow_symlinks=False)]
+        found += level
     empty: List[str] = []
     holding: Set[str] = set()  # folders of which something is named
-    for path in list(held)[:1:-1]:  # what a folder holds before the folder
-        above, _, name = path.rpartition('/')
-        manifests = above if above.endswith('/_manifests') else f'{above}/_manifests'
-        part = name == '_layers' or above == manifests
-        below = path[len(store.v2):].split('/')[2:]
-        named = not set(PARTS).isdisjoint(below) or all(map(is_component, below))
-        if named and not held[path] and not (part and any(
-                held.get(f'{manifests}/{one}') for one in ('tags', 'revisions'))):
+    for path in found[::-1]:
+        above = path.rpartition('/')[0]
+        needed = re.fullmatch('(?s)(.*)/(_layers|_manifests/[^/]+)', path)
+        if not held[path] and is_named(path[len(store.v2):]) and not (needed and any(
+                held[f'{needed.group(1)}/_manifests/{one}'] for one in ('tags', 'revisions'))):
+            held[above] -= 1
             if path not in whole or path in holding:  # else it goes anyway
                 empty.append(path)
                 holding.add(above)
-            held[above] -= 1
     return empty
 
 
@@ -2198,7 +2128,6 @@ def empty_folders(store: Store, plan: Plan) -> List[str]:
 
 COMPONENT = r'[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*'
 NAME = f'{COMPONENT}(?:/{COMPONENT})*'  # what a registry calls a repository
-SITE = rf'(?:{HOST}|[^/]*\.[^/]*)/'
 
 
 class UsageError(RegistryCleanerError):
@@ -2207,16 +2136,15 @@ class UsageError(RegistryCleanerError):
 
 def advice(word: str) -> str:
     """Return what to write instead of a `word` copied from elsewhere, '' for any other word."""
-    path = re.sub('^[a-z+.-]+://', '', word)
-    if is_digest(path.lstrip('@')):
-        return f". For a manifest of any repository: -i '*@{path.lstrip('@')}'"
-    alone = re.sub('^' + SITE, '', path).rstrip('/')
-    match = re.fullmatch(rf'(?:(?:.*/)?v2/|{SITE}|/)?([^/].*?)/(manifests|blobs|tags)/(.+)', path)
-    if match:
-        name, kind, item = match.groups()
-        alone = name + f'{"@" if is_digest(item) else ":"}{item}' * (kind == 'manifests')
-    return f". Leave out the address, and give NAME or NAME:TAG: -i '{alone}'" if alone and (
-        match or path != word) else ''
+    digest = word.lstrip('@')
+    if is_digest(digest):
+        return f". For a manifest of any repository: -i '*@{digest}'"
+    api = re.search('(?:^|/)v2/(.+)/manifests/(.+)', word)
+    if api:
+        name, item = api.groups()
+        return f". Leave out the address: -i '{name}{'@' if is_digest(item) else ':'}{item}'"
+    return '. Leave out the address and the path of the API: give NAME or NAME:TAG' if (
+        re.search('://|/(manifests|blobs|tags)/', word)) else ''
 
 
 def missing_text(store: Store, image: Image, names: Sequence[str]) -> str:
@@ -2267,28 +2195,30 @@ DEFAULT_DATA_DIRS = ('/var/lib/registry', '/var/lib/docker-registry', '/opt/regi
                      '/root/data/registry')
 
 
-def cannot_read(error: OSError) -> RegistryCleanerError:
-    """Return what to raise where something is there and cannot be read."""
-    advised = '; run as root' if isinstance(error, PermissionError) and os.geteuid() else ''
-    verb = 'write' if f'/{OWN}' in str(error.filename) else 'read'
-    what = f"Cannot {verb} '{error.filename}'" if error.filename else 'Cannot go on'
-    return RegistryCleanerError(f'{what}: {error.strerror}{advised}. Nothing was deleted')
+@contextlib.contextmanager
+def refusing(what: str = 'Cannot go on') -> Iterator[None]:
+    """Make a refusal of what cannot be read or written, with `what` that stops."""
+    try:
+        yield
+    except OSError as error:
+        path = str(error.filename or '')
+        where = f"'{path}': " if path not in what else ''
+        advised = '; run as root' if isinstance(error, PermissionError) and os.geteuid() else ''
+        raise RegistryCleanerError(f'{what}: {where}{error.strerror}{advised}. Nothing was deleted')
 
 
 def find_data_dir(given: Optional[str]) -> str:
     """Return the folder to look for a registry in: the given one, else as --help says."""
-    for directory in (given, os.environ.get('REGISTRY_DATA_DIR') or None,
-                      os.environ.get('REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY') or None):
-        if directory is not None:
-            return directory
-    found = [path for path in DEFAULT_DATA_DIRS if os.path.isdir(path + '/docker/registry/v2')]
+    named = given or os.environ.get('REGISTRY_DATA_DIR') or os.environ.get(
+        'REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY')
+    found = [named] if named else [
+        path for path in DEFAULT_DATA_DIRS if os.path.isdir(path + '/docker/registry/v2')]
     if len(found) == 1:
         return found[0]
-    raise RegistryCleanerError(
-        (f"There is more than one registry here: {', '.join(found)}" if found else
-         f"No registry data found in {', '.join(DEFAULT_DATA_DIRS)}"
-         + ', as far as this user may see; run as root' * bool(os.geteuid()))
-        + '. Nothing was deleted. Name the folder to work on with -d')
+    what = 'More than one registry' if found else 'No registry data found'
+    advised = '; run as root' if os.geteuid() and not found else ''
+    raise RegistryCleanerError(f"{what} in {', '.join(found or DEFAULT_DATA_DIRS)}{advised}. "
+                               'Nothing was deleted. Name the folder to work on with -d')
 
 
 def find_v2(directory: str) -> str:
@@ -2296,8 +2226,7 @@ def find_v2(directory: str) -> str:
 
     Raises RegistryCleanerError if there is none.
     """
-    top, why = directory, 'is no folder that exists'
-    try:
+    with refusing():
         top = os.path.abspath(directory).rstrip('/') if directory else ''
         for below in ('/docker/registry/v2', '/registry/v2', '/v2', '') if directory else ():
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -2305,56 +2234,35 @@ def find_v2(directory: str) -> str:
                 if (top + below).endswith('/docker/registry/v2') or held and (
                         held <= {'blobs', 'repositories'}):
                     return top + below
-                why = why if below else "holds no 'docker/registry/v2'"
-    except OSError as error:
-        raise cannot_read(error)
+    why = "holds no 'docker/registry/v2'" if os.path.isdir(top) else 'is no folder that exists'
     raise RegistryCleanerError(
-        f"No registry found: '{top or directory}' {why}. Nothing was deleted. Name the folder that "
-        'the registry keeps its data in with -d')
+        f"No registry found: '{directory}' {why}. Nothing was deleted. Name the folder that the "
+        'registry keeps its data in with -d')
 
 
 # -- The archive of what goes ---------------------------------------------------------------------
 
-class Output:
-    """What tarfile writes to: tells how far it is, and stops at a signal."""
+def save(store: Store, outcome: Outcome, target: str, signals: Signals) -> None:
+    """Write all that `outcome` plans to remove to a new tar archive, synced, unless in a dry run.
 
-    def __init__(self, stream: IO[bytes], workers: Workers, signals: Signals) -> None:
-        self.stream, self.workers, self.signals, self.written = stream, workers, signals, 0
-
-    def tell(self) -> int:
-        return self.written
-
-    def write(self, data: bytes) -> int:
-        if self.signals.number:
-            raise KeyboardInterrupt
-        self.written += len(data)
-        self.workers.done = self.written >> 20
-        return self.stream.write(data)
-
-
-def save(store: Store, plan: Plan, target: str, signals: Signals, dry_run: bool) -> int:
-    """Write all that `plan` removes to a new tar archive, synced; return its size in bytes.
-
-    `target` is a file, or `-` for standard output.  A dry run only says how large it would be.
-    Raises RegistryCleanerError, and leaves no half archive.
+    `target` is a file, `-` for standard output, or '' for no archive.  Raises RegistryCleanerError;
+    then an archive that is `saved` may be half written.
     """
-    try:
+    plan, workers = outcome.plan, store.workers
+    if not (target and any(plan)):
+        return
+    with refusing(f"Cannot save to '{target}'"):
         if target != '-':
             refuse_place(store, target)
-        found = dict(saved_paths(store, plan))
-        total = sum(1536 + stat.S_ISREG(status.st_mode) * (status.st_size + 511) // 512 * 512
-                    for status in found.values())  # a header of three blocks, and whole blocks
-        total += bool(found) * (1024 + -(total + 1024) % 10240)  # what ends an archive
-        if dry_run or not found:
-            return total
-        workers = store.workers
-        workers.step, workers.done, workers.total = 'Saving, in MiB:', 0, total >> 20
-        with new_file(target, signals) as stream:
-            return write_archive(store, found, stream, signals)
-    except OSError as error:
-        where = f"'{error.filename}': " if error.filename not in (None, target) else ''
-        raise RegistryCleanerError(
-            f"Cannot save to '{target}': {where}{error.strerror}. Nothing was deleted")
+        size = write_archive(store, plan, None, signals)
+        if not outcome.dry_run:
+            workers.step, workers.done, workers.total = 'Saving bytes:', 0, size
+            signals.at_once = target == '-'  # rather a moment later than with half a file left
+            with new_file(target) as stream:
+                outcome.saved = size  # it is there, to be dropped if nothing goes
+                write_archive(store, plan, stream, signals)
+            signals.at_once = True
+        outcome.saved = size
 
 
 def refuse_place(store: Store, target: str) -> None:
@@ -2362,91 +2270,80 @@ def refuse_place(store: Store, target: str) -> None:
     folder = os.path.realpath(os.path.dirname(target) or '.')
     for top in map(os.path.realpath, (store.v2, store.repositories, store.blobs)):
         if (folder + '/').startswith(top + '/'):
-            raise OSError(errno.EINVAL, f"it would lie in the registry, '{top}'", target)
+            raise OSError(errno.EINVAL, f"it would lie in the registry, '{top}'")
     if os.path.lexists(target):
-        raise OSError(errno.EEXIST, 'it exists, and is not overwritten', target)
+        raise OSError(errno.EEXIST, 'it exists, and is not overwritten')
     os.stat(folder)
 
 
 @contextlib.contextmanager
-def new_file(target: str, signals: Signals) -> Iterator[IO[bytes]]:
-    """Yield the new file `target`, or standard output; in the end it is synced, or dropped."""
+def new_file(target: str) -> Iterator[IO[bytes]]:
+    """Yield the new file `target`, synced in the end, or standard output."""
     if target == '-':
-        if sys.stdout is None:
-            raise OSError(errno.EBADF, 'standard output is closed')
         yield sys.stdout.buffer
         return
-    signals.at_once = False  # rather a moment later than with half an archive left
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, 'wb') as file:
+        yield file
+        os.fsync(descriptor)
+    folder = os.open(os.path.dirname(target) or '.', os.O_RDONLY)
     try:
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with open(descriptor, 'wb') as file:
-                yield file
-                os.fsync(descriptor)
-            folder = os.open(os.path.dirname(target) or '.', os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-            if signals.number:
-                raise KeyboardInterrupt
-        except BaseException:
-            drop_archive(target)
-            raise
+        os.fsync(folder)
     finally:
-        signals.at_once = True
+        os.close(folder)
 
 
-def write_archive(store: Store, paths: Iterable[str], stream: IO[bytes], signals: Signals) -> int:
-    """Write what is at `paths`, below V2, as a tar archive; return its size."""
+def write_archive(store: Store, plan: Plan, stream: Optional[IO[bytes]], signals: Signals) -> int:
+    """Write all that `plan` removes as a tar archive, and the folders above, which may go too.
+
+    Returns its size in bytes.  Without a `stream` it reads and writes nothing.
+    """
     import tarfile  # takes longer than many a run
-    output: Any = Output(stream, store.workers, signals)
-    with tarfile.TarFile(fileobj=output, mode='w', format=tarfile.PAX_FORMAT, encoding='utf-8',
-                         errors='surrogateescape') as archive:
-        for path in paths:
-            info: Any = archive.gettarinfo(path, path[len(store.v2) + 1:])
-            if info is None:  # a socket, which lives with its process
-                continue
-            seconds, rest = divmod(os.lstat(path).st_mtime_ns, 10 ** 9)
-            info.uname = info.gname = ''  # numbers mean the same in a container
-            info.mtime, info.pax_headers = seconds, {'mtime': f'{seconds}.{rest:09}'}
-            with open(path if info.isreg() else os.devnull, 'rb') as file:
-                archive.addfile(info, file)
-    stream.flush()
-    return int(output.written)
-
-
-def saved_paths(store: Store, plan: Plan) -> Iterator[Tuple[str, os.stat_result]]:
-    """Yield the path of all that `plan` removes, after the folders above it, which may go too."""
     whole = {one.repository for one in plan.references if one.kind == 'repository'}
     tops = {store.place(name, part) for name in whole for part in PARTS}
     tops.update(store.place(one.repository, one.place)
                 for one in plan.references if one.repository not in whole)
-    tops.update(map(store.blob, plan.blobs), plan.folders)
-    met = {store.v2, store.repositories, store.blobs}
-    for top in filter(os.path.lexists, sorted(tops)):
-        above = [top]
-        while above[-1] not in met:
-            met.add(above[-1])
-            above.append(os.path.dirname(above[-1]))
-        # Of those above, a link stays, and tar would put a folder in its place.
-        yield from ((path, os.lstat(path)) for path in above[-2:0:-1] if not os.path.islink(path))
-        todo = above[:1] * (len(above) > 1)
-        while todo:
-            path = todo.pop()
-            status = os.lstat(path)
-            met.add(path)
-            yield path, status
-            if stat.S_ISDIR(status.st_mode):
-                todo += [entry.path for entry in store.entries(path)]
+    tops.update(map(store.blob, plan.blobs))
+    folders, level = set(plan.folders), tops.union(plan.folders)
+    while level:
+        level = set(map(os.path.dirname, level)) - folders - {
+            store.v2, store.repositories, store.blobs}
+        folders |= level
+
+    def plain(info: Any) -> Any:
+        seconds, rest = divmod(os.lstat(f'{store.v2}/{info.name}').st_mtime_ns, 10 ** 9)
+        info.uname = info.gname = ''  # numbers mean the same in a container
+        info.mtime, info.pax_headers = seconds, {'mtime': f'{seconds}.{rest:09}'}
+        return info
+
+    def write(data: bytes) -> int:
+        if signals.number:
+            raise KeyboardInterrupt
+        if stream:
+            store.workers.done += len(data)
+            stream.write(data)
+        return len(data)
+
+    def measure(info: Any, file: Any = None) -> None:
+        blocks = -(-info.size // 512) if info.isreg() else 0
+        archive.offset += 1536 + 512 * blocks  # a header of three blocks, and whole ones
+
+    output: Any = SimpleNamespace(write=write, tell=lambda: 0)  # a pipe cannot tell where it is
+    archive: Any = tarfile.TarFile(fileobj=output, mode='w', format=tarfile.PAX_FORMAT,
+                                   encoding='utf-8', errors='surrogateescape')
+    if not stream:
+        archive.addfile = measure
+    with archive:
+        for path in sorted(tops | folders):
+            # Of those above, a link stays, and tar would put a folder in its place.
+            if os.path.lexists(path) and (path in tops or not os.path.islink(path)):
+                archive.add(path, path[len(store.v2) + 1:], path in tops, filter=plain)
+    if stream:
+        stream.flush()
+    return -(-int(archive.offset) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
 
 # -- The cleaner: request, plan, removal, outcome -------------------------------------------------
-
-def unfinished(v2: str, what: str = 'aside') -> bool:
-    """Tell whether a run has left something aside, which the next one puts back, or gone."""
-    return os.path.lexists(f'{v2}/repositories/{OWN}{what}')
-
 
 class RegistryCleaner:
     """Deletes images from the V2 folder that `registry_data_dir` is or holds.
@@ -2456,10 +2353,8 @@ class RegistryCleaner:
     """
 
     def __init__(self, registry_data_dir: str, dry_run: bool = False,
-                 read_only_registry: bool = False, workers: Optional[Workers] = None,
-                 signals: Optional[Signals] = None) -> None:
-        self.v2 = find_v2(registry_data_dir)
-        self.dry_run, self.read_only = dry_run, read_only_registry
+                 workers: Optional[Workers] = None, signals: Optional[Signals] = None) -> None:
+        self.v2, self.dry_run = find_v2(registry_data_dir), dry_run
         self.workers, self.signals = workers or Workers(), signals or Signals()
         self.outcome = Outcome(self.v2, dry_run)  # of the last run, refused or not
 
@@ -2479,282 +2374,247 @@ class RegistryCleaner:
         """Delete empty folders."""
         return self.run(Request(prune=True))
 
-    def list(self, request: Request) -> 'Listing':
-        """Return what `request` selects, and what deleting it would free."""
-        with self.look() as store:
-            return list_images(survey_all(store, begun(request)))
+    def list(self, request: Request, check: bool = False) -> 'Listing':
+        """Return what `request` selects, and what deleting it would free; to `check`, read it."""
+        with refusing():
+            store, request = self.store(), begun(request)
+            return check_images(store, request) if check else list_images(store, request)
 
-    def check(self, request: Request) -> 'Listing':
-        """Read all that `request` selects, and return it with its damage."""
-        with self.look() as store:
-            return check_images(store, begun(request))
-
-    @contextlib.contextmanager
-    def look(self) -> Iterator[Store]:
-        """Yield the store to look at only, unless what an interrupted run left makes that vain."""
-        if unfinished(self.v2):
+    def store(self) -> Store:
+        """Return the store to look at only, unless what an interrupted run left makes that vain."""
+        if os.path.lexists(f'{self.v2}/repositories/{OWN}aside'):
             raise RegistryCleanerError(
                 'An earlier run was interrupted before anything was final, and what it has set '
                 'aside is not to be seen. Nothing was deleted. The next run that deletes puts it '
                 f'back: {PROGRAM} -p')
-        try:
-            yield Store(self.v2, self.workers)
-        except OSError as error:
-            raise cannot_read(error)
+        return Store(self.v2, self.workers)
 
     def run(self, request: Request, save_to: str = '') -> Outcome:
         """Carry out `request`, after what an interrupted run left; save what goes to an archive."""
-        request = begun(request, self.dry_run, self.read_only)
+        request = begun(request, self.dry_run)
         self.outcome = Outcome(self.v2, request.dry_run)
         self.signals.at_once = True
-        asked = request.images or request.untagged or request.garbage or request.prune
-        if asked and request.dry_run:
-            with self.look() as store:
-                self.outcome = choose(store, request)
-                if save_to:
-                    self.outcome.saved = save(
-                        store, self.outcome.plan, save_to, self.signals, True)
-        elif asked:
-            try:
+        if not (request.images or request.untagged or request.garbage or request.prune):
+            return self.outcome
+        with refusing():
+            if request.dry_run:
+                self.plan(request, save_to)
+            else:
                 with safe_ground(self.v2, self.workers, request, self.signals) as removal:
                     removal.recover()
                     self.remove(removal, request, save_to)
-            except OSError as error:
-                raise cannot_read(error)
         return self.outcome
+
+    def plan(self, request: Request, save_to: str) -> None:
+        """Let the outcome tell what is to be deleted, and save that."""
+        store = self.store()
+        self.outcome = choose(store, request)
+        save(store, self.outcome, save_to, self.signals)
+        if self.signals.number:
+            raise KeyboardInterrupt
 
     def remove(self, removal: Removal, request: Request, save_to: str) -> None:
         """Carry out `request`; the archive of a run that deletes nothing is removed again."""
         account, earlier = removal.account, dict(removal.account.blobs)
-        begun, left = self.outcome, bool(account.failed)
-        begun.failed, begun.earlier, begun.left = account.failed, earlier, left
-        begun.unfinished = 'The next run' * account.unfinished
+        left = bool(account.failed)
         if earlier:
             log.info('Deleted %s of the earlier run: %s freed', count(len(earlier), 'blob'),
                      human_size(sum(earlier.values())))
-        if self.signals.number:
-            return
-        store = Store(self.v2, self.workers)
-        outcome = choose(store, request)
-        with contextlib.ExitStack() as undo:
-            saved = save(store, outcome.plan, save_to, self.signals, False) if save_to else 0
-            if saved and save_to != '-':
-                undo.callback(drop_archive, save_to)
-            try:
-                if any(outcome.plan):
-                    removal.carry_out(request, outcome.plan)
-            except OSError as error:
-                if self.signals.at_once:
-                    raise
-                account.fail(error, self.v2)
-            final = not (account.put_back or unfinished(self.v2))
-            outcome.plan = Plan([one for one in outcome.plan.references
-                                 if final and one.repository not in account.skipped
-                                 and one not in account.left],
-                                {digest: size for digest, size in sorted(account.blobs.items())
-                                 if digest not in earlier}, account.folders)
-            if any(outcome.plan):
-                undo.pop_all()
-                outcome.saved = saved
-        outcome.uploads = {name: size for name, size in outcome.uploads.items()
-                           if final and name not in account.skipped}
+        try:
+            if not self.signals.number:
+                self.plan(request, save_to)
+                if any(self.outcome.plan):
+                    removal.carry_out(request, self.outcome.plan)
+        except OSError as error:
+            if self.signals.at_once:
+                raise
+            account.fail(error, self.v2)
+        finally:
+            self.outcome.earlier, self.outcome.left = earlier, left or account.begun
+            self.settle(account)
+            if self.outcome.saved and not (any(self.outcome.plan) or account.begun):
+                self.outcome.saved = 0
+                if save_to != '-':
+                    os.unlink(save_to)
+
+    def settle(self, account: Account) -> None:
+        """Let the outcome, which tells what was planned, tell what `account` says came of it."""
+        outcome, references = self.outcome, self.outcome.plan.references
+        done = {one.repository for one in references if account.final} - account.skipped.keys()
+        outcome.plan = Plan([one for one in references
+                             if one.repository in done and one not in account.left],
+                            {digest: size for digest, size in sorted(account.blobs.items())
+                             if digest not in outcome.earlier}, account.folders)
+        outcome.uploads = {name: outcome.uploads[name] for name in outcome.uploads.keys() & done}
         outcome.skipped.update(account.skipped)
-        outcome.failed, outcome.earlier, outcome.left = account.failed, earlier, left
+        outcome.failed = account.failed
         if account.unfinished:
-            outcome.unfinished = 'The next run' + ' with -g' * (not unfinished(self.v2, 'gone'))
-        self.outcome = outcome
+            more = ' with -g' * (not os.path.lexists(f'{self.v2}/repositories/{OWN}gone'))
+            outcome.unfinished = f'The next run{more} frees the rest'
 
 
 # -- The list: what is there, and what deleting it would free -------------------------------------
 
 TOTALS = ('repositories', 'tags', 'manifests', 'blobs', 'size', 'uploads', 'selected', 'untagged',
-          'garbage')
-FIGURES = ('selected', 'untagged', 'garbage')  # what would be free if all of these were deleted
+          'garbage')  # the last three: what would be free if all of these were deleted
 
 
 class Row(NamedTuple):
     """One line of the list; None where it has no such thing.  Sizes are in bytes."""
 
-    repository: str
-    tag: Optional[str] = None
+    image: Image  # what names it
     digest: Optional[str] = None
     tags: Optional[int] = None
     untagged: Optional[int] = None  # manifests that no tag reaches
     pushed: Optional[float] = None  # in seconds
     size: int = 0  # of the distinct blobs that it reaches
-    frees: int = 0  # what deleting it, and nothing else, would free now
-    damage: str = ''  # 'what: digest', with a semicolon between
+    frees: int = 0  # what deleting it, and nothing else, would free now; at first of uploads
+    unlinked: Sequence[str] = ()  # the blob of each link that goes with it
+    damage: Sequence[str] = ()  # each 'what: digest'
     was: str = ''  # the tag that an untagged manifest was
 
-    @property
-    def image(self) -> Image:
-        """What names it."""
-        return Image(self.repository, self.tag or '', '' if self.tag else self.digest or '')
 
-
-class Listing(NamedTuple):
-    """What a request selects, and the whole store."""
-
-    rows: List[Row]  # those that free most first
-    totals: Dict[str, Optional[int]]  # None: cannot be told, and a warning says why
-    warnings: List[str]
-
-
-class Survey(Sum):
-    """What the list tells.  Only blobs that are stored count."""
+class Listing(Verdict):
+    """What is selected of one repository, or of all, with what is decided of it."""
 
     def __init__(self) -> None:
-        self.lines: List[Tuple[Row, List[str], int]] = []  # with the blobs and uploads that go
-        self.sizes: Dict[str, int] = {}  # blob -> bytes
-        self.shared: Set[str] = set()  # blobs that free nothing: their files have other names, too
+        super().__init__()
+        self.rows: List[Row] = []  # in the end: those that free most first
+        self.totals: Any = Counter({'old uploads': 0, **dict.fromkeys(TOTALS, 0)})  # None: unknown
+        self.sizes: Dict[str, int] = {}  # blob that is stored -> bytes
         self.links: Any = Counter()  # blob -> number of links
-        self.selected: Any = Counter()  # the same of those that go with all lines
-        self.untagged: Any = Counter()  # with -u
-        self.garbage: Any = Counter()  # with -g
-        self.named: Set[str] = set()  # blobs that manifests name without a link
-        self.counts: Any = Counter()
-        self.matched: Set[Image] = set()  # words that name something
-        self.refused: Dict[str, str] = {}  # figure -> why it cannot be told
-        self.warnings: List[str] = []
+        self.held: Set[str] = set()  # blobs that free nothing, as their files have other names
+        self.untagged: List[str] = []  # with -u, the blob of each link that goes
+        self.refused: Dict[str, str] = {}  # one of the totals -> why it cannot be told
         self.reads: Set[str] = set()  # what a check has to read
 
-    def freed(self, going: Mapping[str, int]) -> int:
-        """Return the bytes that are free when so many links to each blob are gone."""
-        return sum(self.sizes[blob] for blob, number in going.items()
-                   if number == self.links[blob] and blob not in self.shared)
-
-    def stored(self, blobs: Iterable[str]) -> List[str]:
-        """Return those of `blobs` that are stored."""
-        return [blob for blob in blobs if blob in self.sizes]
-
-
-class View:
-    """One repository, as the list shows it; `bad` is what a check found wrong with which blob."""
-
-    def __init__(self, judge: Judge, plain: Request, bad: Mapping[str, str]) -> None:
-        self.judge, self.graph, self.plain = judge, judge.graph, plain
-        self.bad, self.told = bad, Survey()
-        self.repository = repository = judge.repository
-        self.parts = {digest: {blob_of(repository, name) or name
-                               for name in (digest, *manifest.names)}
-                      for digest, manifest in repository.manifests.items()}
-        links = [blob for held in (repository.layers, repository.revisions)
-                 for blob in held.values() if blob]
-        for blob in set(links).union(*self.parts.values()):
-            self.measure(blob, judge.store.blob(blob) + '/data')
-        self.told.links.update(self.told.stored(links))
-        found = ((one, list(self.faults_of(one))) for one in self.graph.edges if one != ANYTHING)
-        self.faults = {one: faults for one, faults in found if faults}
-        self.seen: Dict[str, Tuple[int, List[str]]] = {}
-
     def measure(self, blob: str, path: str) -> None:
-        """Take note of the size of a blob, which is at `path`."""
+        """Take note of the size of a blob, if it is stored at `path`."""
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             status = os.lstat(path)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                self.told.shared.add(blob)
+                self.held.add(blob)
                 status = os.stat(path)
-            self.told.sizes[blob] = status.st_size if stat.S_ISREG(status.st_mode) else 0
+            if stat.S_ISREG(status.st_mode):
+                self.sizes[blob] = status.st_size
 
     def size(self, blobs: Iterable[str]) -> int:
         """Return the bytes of those of `blobs` that are stored."""
-        return sum(self.told.sizes.get(blob, 0) for blob in blobs)
+        return sum(self.sizes.get(blob, 0) for blob in blobs)
 
-    def faults_of(self, one: str) -> Iterator[str]:
-        """Yield what is wrong with a tag or a manifest itself, told from names and sizes.
+    def freed(self, unlinked: Iterable[str]) -> int:
+        """Return the bytes that are free when so many links to each blob are gone."""
+        return self.size(blob for blob, number in Counter(unlinked).items()
+                         if number == self.links[blob] and blob not in self.held)
+
+
+class View(Judge):
+    """Judges a repository line by line; `bad` is what a check found wrong with which blob."""
+
+    def __init__(self, store: Store, wish: Wish, bad: Mapping[str, str]) -> None:
+        super().__init__(store, store.repository(wish.name))
+        self.bad, self.told, self.plain = bad, Listing(), Request(now=wish.request.now)
+        self.parts = {digest: {blob_of(self.repository, name) or name
+                               for name in (digest, *manifest.names)}
+                      for digest, manifest in self.manifests.items()}
+        self.told.links.update(blob for links in (self.repository.layers, self.repository.revisions)
+                               for blob in links.values() if blob)
+        for blob in set(self.told.links).union(*self.parts.values()):
+            self.told.measure(blob, store.blob(blob) + '/data')
+        self.wrong = {digest: list(self.wrong_with(digest)) for digest in self.manifests}
+        for tag, (digest, *_, fault) in self.tags.items():
+            what = f'no manifest: {digest}' if digest else (
+                f'broken link: tag {tag} ({fault or "it is empty or no digest"})')
+            self.wrong[node(tag)] = [what] * (digest not in self.manifests)
+        self.seen: Dict[Tuple[str, ...], Tuple[int, List[str]]] = {}
+
+    def wrong_with(self, digest: str) -> Iterator[str]:
+        """Yield what is wrong with a manifest itself, told from names and sizes.
 
         What may be stored elsewhere is no damage: layers with `urls`, children of a sparse index.
         """
-        repository, sizes, bad = self.repository, self.told.sizes, self.bad
-        if one[0] == '/':
-            tag = repository.tags[one[1:]]
-            if tag.fault:
-                yield f'unreadable: tag {one[1:]} ({tag.fault})'
-            elif tag.digest not in repository.manifests:
-                yield f'no manifest: {tag.digest}' if tag.digest else f'broken link: tag {one[1:]}'
-            return
-        manifest = repository.manifests[one]
+        manifest, sizes = self.manifests[digest], self.told.sizes
         if manifest.fault:
-            yield f'unreadable: {one} ({manifest.fault})'
+            yield f'unreadable: {digest} ({manifest.fault})'
         for name, size in manifest.names.items():
-            child, blob = name in repository.manifests, blob_of(repository, name)
-            if not blob or blob not in sizes:
-                if repository.layers.get(name) == '':
-                    yield f'broken link: layer {name}'
-                elif not (child or name in manifest.foreign or not blob and manifest.is_index):
-                    yield f'layer missing: {blob or name}'
-            elif blob in bad and not child:
-                yield f'{bad[blob]}: {blob}'
-            elif 0 <= size != sizes[blob]:
-                yield f'{"manifest" if child else "layer"} of wrong size: {blob}'
+            blob = blob_of(self.repository, name)
+            if blob in sizes:
+                what = self.bad.get(blob, 'wrong size' * (0 <= size != sizes[blob]))
+            else:
+                elsewhere = name in manifest.foreign or blob is None and manifest.is_index
+                what = '' if elsewhere or name in self.manifests else 'layer missing'
+            if what:
+                yield f'{what}: {blob or name}'
 
-    def see(self, start: str) -> Tuple[int, List[str]]:
-        """Return the bytes and the damage of all that a tag or a manifest reaches."""
-        edges = self.graph.edges[start]
-        if start[0] == '/' and len(edges) == 1:  # so many tags of one manifest cost little
-            size, faults = self.see(edges[0])
-            return size, self.faults.get(start, []) + faults
-        if start not in self.seen:
-            nodes = walk([start], self.graph.edges)
+    def see(self, *start: str) -> Tuple[int, List[str]]:
+        """Return the bytes and the damage of all that these nodes reach."""
+        if start not in self.seen:  # so many tags of one manifest cost little
+            nodes = walk(start, self.graph.edges)
             blobs = set().union(*(self.parts.get(one, ()) for one in nodes))
-            self.told.reads.update(self.told.stored(blobs))
-            self.seen[start] = self.size(blobs), sorted({
-                fault for one in nodes if one in self.faults for fault in self.faults[one]})
+            self.told.reads |= blobs & self.told.sizes.keys()
+            wrong = {fault for one in nodes for fault in self.wrong.get(one, ())}
+            self.seen[start] = self.told.size(blobs), sorted(wrong)
         return self.seen[start]
 
+    def row(self, one: str) -> Row:
+        """Return the row of a tag or a manifest."""
+        if one[0] == '/':
+            tag, (size, wrong) = self.tags[one[1:]], self.see(*self.graph.edges[one])
+            return Row(Image(self.name, one[1:]), tag.digest or None, pushed=tag.pushed, size=size,
+                       damage=self.wrong[one] + wrong)
+        size, wrong = self.see(one)
+        former = [tag for tag in self.entered.get(one, ()) if self.tags[tag].digest != one]
+        pushed = written(self.store.revision(self.name, one) + '/link')
+        return Row(Image(self.name, digest=one), one, pushed=pushed, size=size, damage=wrong,
+                   was=''.join(former[-1:]))
+
     def whole(self) -> Row:
-        """Return the row of the repository; what it frees is not known yet."""
-        bad, tags, name = self.bad, self.repository.tags, self.repository.name
+        """Return the row of the repository."""
+        bad, told, graph = self.bad, self.told, self.graph
+        told.reads.update(told.sizes)
         damage = sorted({f'{fault} in {self.images_with(one)}'
-                         for one, faults in self.faults.items() for fault in faults})
+                         for one, wrong in self.wrong.items() for fault in wrong})
         damage += [f'{bad[blob]}: {blob}, which no manifest here names' for blob in sorted(
-            bad.keys() & self.told.links.keys() - set().union(*self.parts.values()))]
-        linked = {digest for digest, blob in self.repository.revisions.items() if blob is not None}
-        self.told.reads.update(self.told.sizes)
-        times = [tag.pushed for tag in tags.values() if tag.pushed is not None]
-        return Row(name, None, None, self.judge.ordinary,
-                   len(linked - walk(self.graph.roots, self.graph.edges)), max(times, default=None),
-                   self.size(self.told.links), 0, '; '.join(damage))
+            bad.keys() & told.links.keys() - set().union(*self.parts.values()))]
+        untagged = self.revisions - walk(graph.roots, graph.edges)
+        times = [tag.pushed for tag in self.tags.values() if tag.pushed is not None]
+        return Row(Image(self.name), None, self.ordinary, len(untagged), max(times, default=None),
+                   told.size(told.links), damage=damage)
+
+    @property
+    def revisions(self) -> Set[str]:
+        """The manifests that have a link of their own."""
+        links = self.repository.revisions
+        return {digest for digest in links if links[digest] is not None}
 
     def images_with(self, one: str) -> str:
         """Return the first few of the images that a tag or a manifest is part of."""
-        tags = sorted(f'{self.repository.name}:{other[1:]}'
-                      for other in walk([one], self.graph.reached_by) & self.graph.roots)
-        more = f' and {len(tags) - 5} more' if len(tags) > 5 else ''
-        return ', '.join(tags[:5]) + more if tags else f'{self.repository.name}@{one}'
+        tops = sorted(walk([one], self.graph.reached_by) & self.graph.roots) or [one]
+        images = list(map(self.image, tops))
+        return ', '.join(images[:5]) + f' and {len(images) - 5} more' * (len(images) > 5)
 
-    def row(self, one: str, former: Mapping[str, str]) -> Row:
-        """Return the row of a tag, or of a manifest, which had a `former` tag."""
-        (size, faults), name = self.see(one), self.repository.name
-        tag = self.repository.tags[one[1:]] if one[0] == '/' else None
-        pushed = tag.pushed if tag else written(self.judge.store.revision(name, one) + '/link')
-        return Row(name, one[1:] if tag else None, (tag.digest or None) if tag else one, None, None,
-                   pushed, size, 0, '; '.join(faults), former.get(one, ''))
-
-    def select(self, wish: Wish) -> Verdict:
-        """Add a line for each thing that `wish` selects; return what goes with all of them."""
-        tags, judge = self.repository.tags, self.judge
+    def select(self, wish: Wish) -> None:
+        """Add what goes with all that `wish` selects, and a line for each thing."""
+        verdict = Verdict()
         try:
-            verdict = judge.decide(wish)
+            verdict = self.decide(wish)
         except RegistryCleanerError as error:
             self.told.refused['selected'] = str(error)
-            verdict = judge.decide(wish._replace(request=self.plain, images=[]))
-            verdict.matched.update(one for one in wish.images
-                                   if names_something(self.repository, one))
-        spared = judge.spared_by(wish)
+            verdict.matched.update(image for image in wish.images + wish.excluded
+                                   if names_something(self.repository, image))
+        self.told.add(verdict)
+        self.told.references.clear()  # of which there are many
+        spared = self.spared_by(wish)
         if any(image.whole for image in wish.excluded):
-            return verdict
+            return
         if wish.bare and not (wish.request.untagged or spared):
-            self.add_line(self.whole(), verdict)
-            return verdict
-        asked, wanted = judge.asked(wish, spared, Verdict(), wish.bare)
+            return self.add_row(self.whole(), verdict)
+        asked, wanted = self.asked(wish, spared, Verdict())
         if wish.bare:
             wanted = wanted | self.tops(verdict)
-        former = {digest: tag for tag in tags for digest in tags[tag].history} if (
-            wish.request.untagged) else {}
-        for one in [node(tag) for tag in asked if tags[tag].digest not in wanted] + [*wanted]:
-            self.add_line(self.row(one, former))
-        return verdict
+        for one in wanted.union(node(tag) for tag in asked if self.tags[tag].digest not in wanted):
+            row = self.row(one)
+            self.add_row(row, self.loss(row.image))
 
     def tops(self, verdict: Verdict) -> Set[str]:
         """Return the manifests that go and that nothing else that goes reaches."""
@@ -2762,113 +2622,98 @@ class View:
                  if one.kind in ('tag', 'manifest')}
         tops = {one for one in going if going.isdisjoint(self.graph.reached_by.get(one, ()))}
         tops |= going - walk(tops, self.graph.edges)
-        return {one for one in tops if one[0] != '/'}
+        return tops & self.manifests.keys()
 
-    def add_line(self, row: Row, verdict: Optional[Verdict] = None) -> None:
+    def loss(self, *images: Image, **options: bool) -> Verdict:
+        """Return what goes if only these are deleted, or with these options of a request."""
+        request = self.plain._replace(**options)  # type: ignore[arg-type]
+        with contextlib.suppress(RegistryCleanerError):
+            return self.decide(Wish(self.name, list(images), [], request), terse=True)
+        return Verdict()
+
+    def add_row(self, row: Row, lost: Verdict) -> None:
         """Add the line of `row`, with what goes if only that is deleted."""
-        try:
-            verdict = verdict or self.judge.decide(
-                Wish(row.repository, [row.image], [], self.plain), terse=True)
-        except RegistryCleanerError:
-            verdict = Verdict()
-        self.told.lines.append((row, self.told.stored(verdict.unlinked),
-                                sum(verdict.uploads.values())))
+        self.told.rows.append(row._replace(
+            frees=sum(lost.uploads.values()), unlinked=lost.unlinked))
 
 
-def survey(store: Store, wish: Wish, bad: Mapping[str, str]) -> Survey:
+def survey(store: Store, wish: Wish, bad: Mapping[str, str]) -> Listing:
     """Return what is told of the repository that `wish` names, which is read once."""
-    name, plain, repository = wish.name, Request(now=wish.request.now), store.repository(wish.name)
-    view = View(Judge(store, repository), plain, bad)
-    told, counts = view.told, view.told.counts
-    selected = view.select(wish)
-    untagged = view.judge.decide(Wish(name, [Image(name)], [], plain._replace(untagged=True)))
-    garbage = view.judge.decide(Wish(name, [], [], plain._replace(garbage=True)))
-    for figure, verdict in zip(FIGURES, (selected, untagged, garbage)):
-        getattr(told, figure).update(told.stored(verdict.unlinked))
-        counts[figure] = sum(verdict.uploads.values())
-    told.named = garbage.used - told.links.keys()
-    told.matched, told.warnings = selected.matched, selected.warnings
+    view = View(store, wish, bad)
+    view.select(wish)
+    told, repository = view.told, view.repository
+    untagged, garbage = view.loss(Image(wish.name), untagged=True), view.loss(garbage=True)
+    told.untagged, told.used = untagged.unlinked, garbage.used
     told.reads.difference_update(repository.revisions.values())  # which were hashed when read
-    counts.update(repositories=1, tags=len(repository.tags), manifests=sum(
-        blob is not None for blob in repository.revisions.values()))
     for upload in repository.uploads:
-        last, size = measure_upload(store, store.place(name, '_uploads', upload))
-        counts['uploads'] += size
-        counts['old uploads'] += size * (last <= plain.now - UPLOAD_AGE)
+        last, size = measure_upload(store, store.place(wish.name, '_uploads', upload))
+        told.totals['uploads'] += size
+        told.totals['old uploads'] += size * (last <= view.plain.now - UPLOAD_AGE)
+    told.totals.update(
+        repositories=1, tags=len(repository.tags), manifests=len(view.revisions),
+        selected=sum(told.uploads.values()), untagged=sum(untagged.uploads.values()),
+        garbage=sum(garbage.uploads.values()))
     return told
 
 
-def survey_all(store: Store, request: Request, bad: Mapping[str, str] = {}) -> Survey:
-    """Return what is told of all repositories, with a line for each thing that is selected.
+def list_images(store: Store, request: Request, bad: Mapping[str, str] = {}) -> Listing:
+    """Return what `request` selects, with a line for each thing; by default each repository.
 
-    That is each repository if the request names no image.  `bad` are blobs with what a check found.
-    Raises RegistryCleanerError for a word that names nothing, and OSError.
+    `bad` are blobs with what a check found.  Raises RegistryCleanerError for a word that names
+    nothing, and OSError.
     """
-    names = store.repository_names()
+    names, listing = store.repository_names(), Listing()
     if names and not (request.images or request.untagged):
         request = request._replace(images=(Image('*'),))
-    wishes, total = wishes_of(request, names), Survey()
+    wishes, totals, sizes = wishes_of(request, names), listing.totals, listing.sizes
     for told in each_repository(store, partial(survey, bad=bad), list(wishes.values())):
-        total.add(told)
-    total.warnings[:0] = find_missing(store, request, wishes, total.matched, wishes.keys())
-    for figure in FIGURES:
+        listing.add(told)
+    listing.warnings[:0] = find_missing(store, request, wishes, listing.matched, wishes.keys())
+    sizes.update(sizes_of(store, stored(store, sizes.keys())))
+    listing.held |= store.kept_links()
+    if store.links:
+        listing.held.update(blob for blob in sizes if store.blob(blob) in store.links)
+    totals.update(blobs=len(sizes), size=sum(sizes.values()),
+                  selected=listing.freed(listing.unlinked),
+                  untagged=listing.freed(listing.untagged),
+                  garbage=listing.size(sizes.keys() - listing.used - listing.held))
+    for figure in ('untagged', 'garbage'):
         try:
             refuse_unsafe_ground(store, names, figure == 'garbage')
         except RegistryCleanerError as error:
-            total.refused[figure] = str(error)
-    total.links.update(store.kept_links())
-    orphans = stored(store, set(total.sizes), Request())
-    total.sizes.update(orphans)
-    total.garbage.update(dict.fromkeys(orphans, 0))
-    for blob in total.named:
-        total.garbage.pop(blob, None)
-    total.shared.update(blob for blob in total.sizes
-                        if store.links and store.blob(blob) in store.links)
-    return total
-
-
-def list_images(total: Survey) -> Listing:
-    """Return the list of what is selected, of which `total` tells."""
-    totals: Any = {name: total.counts[name] for name in TOTALS + ('old uploads',)}
-    totals.update(blobs=len(total.sizes), size=sum(total.sizes.values()))
-    for figure in FIGURES:
-        totals[figure] += total.freed(getattr(total, figure))
-        if figure in total.refused:
-            totals[figure] = 0 if figure == 'selected' else None
-    rows = [row._replace(frees=0 if 'untagged' in total.refused else (
-        uploads + total.freed(Counter(blobs)))) for row, blobs, uploads in total.lines]
-    rows.sort(key=lambda row: (-row.frees, row.repository, row.tag or '', row.digest or ''))
-    return Listing(rows, totals, total.warnings + sorted(set(total.refused.values())))
+            listing.refused[figure] = str(error)
+            totals[figure] = None
+    safe = 'untagged' not in listing.refused
+    totals['selected'] *= safe and 'selected' not in listing.refused
+    listing.warnings += sorted(set(listing.refused.values()))
+    listing.rows = sorted((row._replace(frees=safe * (row.frees + listing.freed(row.unlinked)))
+                           for row in listing.rows), key=lambda row: (-row.frees, row.image))
+    return listing
 
 
 # -- The check: every byte ------------------------------------------------------------------------
 
 def check_images(store: Store, request: Request) -> Listing:
     """Return what `request` selects, with the damage that reading every byte of it shows."""
-    told = survey_all(store, request)
-    workers, jobs = store.workers, store.workers.jobs
+    workers, jobs, listing = store.workers, store.workers.jobs, list_images(store, request)
+    blobs = sorted(listing.reads, key=lambda blob: -listing.sizes[blob])
     workers.jobs = max(workers.threads(), os.cpu_count() or 1)
-    blobs = sorted(told.reads, key=lambda blob: -told.sizes[blob])
-    faults = workers.each(lambda blob: fault_of(store, blob, told.sizes[blob]), blobs,
-                          'Reading blobs')
+    faults = workers.each(partial(fault_of, store), blobs, 'Reading blobs')
     workers.jobs = jobs
     bad = {blob: fault for blob, fault in zip(blobs, faults) if fault}
-    listing = list_images(survey_all(store, request, bad))
-    listing.totals['read'] = sum(map(told.sizes.__getitem__, blobs))
-    return listing
+    checked = list_images(store, request, bad)
+    checked.totals['read'] = listing.size(blobs)
+    return checked
 
 
-def fault_of(store: Store, blob: str, size: int) -> str:
-    """Read a blob, of about `size` bytes; return what is wrong with it, '' if nothing is."""
+def fault_of(store: Store, blob: str) -> str:
+    """Read a blob, and return what is wrong with it, '' if nothing is."""
     algorithm, _, digits = blob.partition(':')
+    found = hashlib.new(algorithm)
     try:
-        descriptor = os.open(store.blob(blob) + '/data', os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, 'rb', buffering=0) as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return 'it is no regular file'
-            found, view = hashlib.new(algorithm), memoryview(bytearray(min(size + 1, 1 << 20)))
-            for read in iter(lambda: file.readinto(view), 0):
-                found.update(view[:read])
+        with open(store.blob(blob) + '/data', 'rb', buffering=0) as file:
+            for piece in iter(partial(file.read, 1 << 20), b''):
+                found.update(piece)
     except OSError as error:
         return f'it cannot be read ({error.strerror})'
     return '' if found.hexdigest() == digits else 'its content does not match its digest'
@@ -2876,9 +2721,9 @@ def fault_of(store: Store, blob: str, size: int) -> str:
 
 # -- The table ------------------------------------------------------------------------------------
 
+# Where there is no room, the first after the image go first, and the last two never.
+COLUMNS = ('IMAGE', 'DIGEST', 'WAS', 'TAGS', 'UNTAGGED', 'PUSHED', 'DAMAGE', 'SIZE', 'FREES')
 NUMBERS = ('TAGS', 'UNTAGGED', 'SIZE', 'FREES')  # they end where their headings do
-COLUMNS = ('WAS', 'DIGEST', 'TAGS', 'UNTAGGED', 'PUSHED', 'SIZE', 'FREES', 'DAMAGE', 'BAR')
-DISPENSABLE = ('DIGEST', 'UNTAGGED', 'WAS', 'TAGS', 'PUSHED', 'BAR', 'DAMAGE')  # the first first
 
 
 def count(number: int, singular: str, plural: str = '') -> str:
@@ -2911,16 +2756,22 @@ def date_of(zone: Callable[[float], Any], when: Optional[float], form: str) -> O
         return None
 
 
-def cells(row: Row, ages: bool) -> Dict[str, str]:
-    """Return what each column shows of a row, the first under ''; push times are ages or dates."""
-    pushed = '' if row.pushed is None else span(time.time() - row.pushed) + ' ago' if ages else (
-        date_of(time.localtime, row.pushed, '%Y-%m-%d %H:%M') or '')
-    return {'': str(row.image._replace(digest='')), 'PUSHED': pushed, 'BAR': '', 'WAS': row.was,
-            'DIGEST': (row.digest or '').partition(':')[2][:12],
-            'TAGS': '' if row.tags is None else f'{row.tags:,}',
-            'UNTAGGED': '' if row.untagged is None else f'{row.untagged:,}',
-            'SIZE': human_size(row.size), 'FREES': human_size(row.frees),
-            'DAMAGE': ', '.join(dict.fromkeys(re.findall('(?:^|; )([^:]+)', row.damage)))}
+def cells(row: Row, brief: bool) -> Tuple[str, ...]:
+    """Return what each column shows of a row; if `brief`, ages, and the damage shortened."""
+    damage = ', '.join(dict.fromkeys(fault.partition(':')[0] for fault in row.damage))
+    pushed = date_of(time.localtime, row.pushed, '%Y-%m-%d %H:%M') or ''
+    if brief and row.pushed is not None:
+        pushed = span(time.time() - row.pushed) + ' ago'
+    return (str(row.image._replace(digest='')), (row.digest or '').partition(':')[2][:12], row.was,
+            *('' if number is None else f'{number:,}' for number in (row.tags, row.untagged)),
+            pushed, shortened(damage, 24) if brief else damage,
+            human_size(row.size), human_size(row.frees))
+
+
+def padded(column: Sequence[str]) -> List[str]:
+    """Return the cells of a column, whose heading is the first, all of the same width."""
+    align, width = str.rjust if column[0] in NUMBERS else str.ljust, max(map(len, column))
+    return [align(cell, width) for cell in column]
 
 
 def table(rows: Sequence[Row], width: int, verbose: bool) -> Iterator[str]:
@@ -2929,44 +2780,35 @@ def table(rows: Sequence[Row], width: int, verbose: bool) -> Iterator[str]:
     With a `width`, that of a terminal, they fit it: long names are shortened, and columns left
     out.  Bars show what each line frees beside the others.
     """
-    lines = [cells(row, bool(width) and not verbose) for row in rows]
-    most = max([row.frees for row in rows] + [1])
-    for row, line in zip(rows, lines if width else ()):
-        line.update(DAMAGE=shortened(line['DAMAGE'], 24), BAR='#' * (
-            row.frees * (width // 10) // most))
-    heading = {name: name for name in COLUMNS}
-    heading.update({'BAR': '', '': 'IMAGE' if any(row.tag or row.digest for row in rows) else (
-        'REPOSITORY')})
-    columns = [name for name in COLUMNS if name in ('SIZE', 'FREES')
-               or any(line[name] for line in lines)]
-    widths = {name: max(len(line[name]) for line in [heading] + lines) for name in heading}
-    for name in DISPENSABLE + ('',):
-        room = width - sum(widths[column] + 2 for column in columns)
-        if width and name in columns and room < min(widths[''], max(10, width // 4)):
-            columns.remove(name)
-    widths[''] = max(min(widths[''], room), 1) if width else widths['']
-    for line in [heading] + lines:
-        text = f'{shortened(line[""], widths[""]):{widths[""]}}'
-        for place, name in enumerate(columns):
-            right = name in NUMBERS and (place or widths[name] == len(name))
-            text += f'  {line[name]:{">" if right else "<"}{widths[name]}}'
-        yield text.rstrip()
+    brief, space = bool(width) and not verbose, width or sys.maxsize
+    names, *others = zip(COLUMNS, *(cells(row, brief) for row in rows))
+    columns = [padded(column) for column in others if any(column[1:])]
+    longest = max(map(len, names))
+    least = min(longest, max(10, width // 4))
+    while columns[1:] and least + sum(len(column[0]) + 2 for column in columns) > space:
+        del columns[0]
+    space -= sum(len(column[0]) + 2 for column in columns)
+    bar = max(min(space - least, width // 10), 0)
+    images = padded([shortened(name, max(min(longest, space - bar), 1)) for name in names])
+    most = max([1] + [row.frees for row in rows])
+    bars = [''] + ['#' * (row.frees * (bar - 2) // most) for row in rows]
+    for line in zip(images, *columns, bars):
+        yield '  '.join(line).rstrip()
 
 
 def list_text(listing: Listing, v2: str, width: int, verbose: bool) -> Iterator[str]:
     """Yield the lines of the list for a terminal of this width; 0 for no terminal."""
-    totals = {name: human_size(total) for name, total in listing.totals.items()}
-    repositories, tags, blobs = (listing.totals[name] or 0 for name in (
-        'repositories', 'tags', 'blobs'))
-    disk = shutil.disk_usage(v2)
+    number, disk = listing.totals, shutil.disk_usage(v2)
+    size = {name: human_size(total) for name, total in number.items()}
     yield from table(listing.rows, width, verbose)
     for text in (
-            '', f'All of these together free {totals["selected"]}',
-            f'Stored: {totals["size"]} in {count(blobs, "blob")}',
-            f'{count(repositories, "repository", "repositories")}, {count(tags, "tag")}',
-            f'Uploads: {totals["uploads"]}',
-            f'Of these, over a day old: {totals["old uploads"]}',
-            f'-u would free {totals["untagged"]}', f'-g would free {totals["garbage"]}',
+            '', f'All of these together free {size["selected"]}',
+            f'Stored: {size["size"]} in {count(number["blobs"], "blob")}',
+            f'{count(number["repositories"], "repository", "repositories")}, '
+            + count(number['tags'], 'tag'),
+            f'Uploads: {size["uploads"]}',
+            f'Of these, over a day old: {size["old uploads"]}',
+            f'-u would free {size["untagged"]}', f'-g would free {size["garbage"]}',
             f'Disk: {human_size(disk.used)} of {human_size(disk.total)} used', v2):
         yield shortened(text, width or len(text))
 
@@ -2976,7 +2818,7 @@ def check_text(listing: Listing, v2: str) -> Iterator[str]:
     damaged = [row for row in listing.rows if row.damage]
     for row in damaged:
         yield f'{row.image} is damaged:'
-        yield from ('  ' + part for part in row.damage.split('; '))
+        yield from ('  ' + fault for fault in row.damage)
     found = f'{len(damaged):,} of {len(listing.rows):,} damaged' if damaged else 'No damage found'
     yield f'{found}: {human_size(listing.totals["read"])} of blobs read in {v2}'
     if damaged:
@@ -2991,11 +2833,9 @@ def listing_names(listing: Listing) -> Iterator[str]:
     What no word can name is left out, with a warning.
     """
     for row in listing.rows:
-        word = str(row.image)
-        try:
-            known = parse_image(word) == row.image and re.fullmatch(r'[^#\s](.*\S)?', word)
-        except ValueError:
-            known = None
+        word, known = str(row.image), False
+        with contextlib.suppress(ValueError):
+            known = parse_image(word) == row.image and bool(re.fullmatch(r'[^#\s](.*\S)?', word))
         if not known:
             log.warning("No word can name '%s': it is left out", word)
         elif row.damage or 'read' not in listing.totals:
@@ -3004,12 +2844,12 @@ def listing_names(listing: Listing) -> Iterator[str]:
 
 def listing_json(listing: Listing, v2: str) -> Dict[str, Any]:
     """Return the list, or what a check found, as `--json` prints it."""
-    images = []
-    for row in listing.rows:
-        pushed = date_of(time.gmtime, row.pushed, '%Y-%m-%dT%H:%M:%SZ')
-        images.append(dict(row._asdict(), pushed=pushed, damage=row.damage or None))
-        del images[-1]['was']  # no word names it by that tag
-    return {'registry': v2, 'images': images,
+    images = [{'repository': row.image.name, 'tag': row.image.tag or None, 'digest': row.digest,
+               'tags': row.tags, 'untagged': row.untagged,
+               'pushed': date_of(time.gmtime, row.pushed, '%Y-%m-%dT%H:%M:%SZ'),
+               'size': row.size, 'frees': row.frees, 'damage': '; '.join(row.damage) or None}
+              for row in listing.rows]
+    return {'registry': v2 or None, 'images': images,
             'total': {name: listing.totals[name] for name in TOTALS}}
 
 
@@ -3028,17 +2868,16 @@ def report(outcome: Outcome, save_to: str) -> None:
         log.info("%s what goes (%s) to '%s'. To bring it back: tar -xf %s -C %s",
                  'Would save' if dry_run else 'Saved', human_size(outcome.saved), save_to,
                  shlex.quote(file), shlex.quote(outcome.v2))
-    whole = {one.repository for one in plan.references if one.kind == 'repository'}
-    named = {name for name in whole if not outcome.owners.get(name)}  # not by a tag
-    tagged = {one.repository for one in plan.references if one.kind == 'tag'} | whole
-    for one in plan.references:
-        owner = outcome.owners.get(one.repository) if one.kind == 'repository' else ''
-        level = logging.INFO if (
-            one.kind == 'repository' or one.kind == 'manifest' and one.repository not in tagged
-            or one.kind in ('tag', 'upload') and one.repository not in named) else logging.DEBUG
-        if log.isEnabledFor(level):
-            log.log(level, '%s %s%s', verb, one.line,
-                    f', with its last tag {owner}' if owner else '')
+    for name, references in sorted(by_repository(plan.references).items()):
+        kinds, owner = {one.kind for one in references}, outcome.owners.get(name)
+        named = {'repository', 'upload', 'tag' if 'tag' in kinds else 'manifest'}
+        if 'repository' in kinds and not owner:
+            named = {'repository'}
+        for one in references:
+            level = logging.INFO if one.kind in named else logging.DEBUG
+            if log.isEnabledFor(level):
+                more = f', with its last tag {owner}' * bool(owner and one.kind == 'repository')
+                log.log(level, '%s %s%s', verb, one.line, more)
     for digest, size in plan.blobs.items():
         log.debug('%s blob %s (%s)', verb, digest, human_size(size))
     for folder in plan.folders:
@@ -3047,18 +2886,20 @@ def report(outcome: Outcome, save_to: str) -> None:
         log.error('Repository %s: %s', name, reason)
     for path, reason in outcome.failed:
         log.error("Cannot delete '%s': %s", path, reason)
-    if not (outcome.nothing and (outcome.skipped or outcome.failed)):
+    if any(plan) or not (outcome.skipped or outcome.failed):
         log.info('%s', summary(outcome, verb))
 
 
 def summary(outcome: Outcome, verb: str) -> str:
     """Return the line that says what went, from where, and how many bytes that freed."""
     plan, kinds = outcome.plan, Counter(one.kind for one in outcome.plan.references)
-    counts = [(kinds['repository'], 'repository', 'repositories'), (kinds['tag'], 'tag'),
-              (kinds['manifest'], 'manifest'), (kinds['upload'], 'upload')]  # type: List[Any]
-    if not (kinds['repository'] or kinds['tag'] or kinds['manifest']):
-        counts += [(kinds['layer'], 'layer link'), (kinds['entry'] + kinds['leftover'], 'leftover')]
-    counts += [(len(plan.blobs), 'blob'), (len(plan.folders), 'empty folder')]
+    small = not (kinds['repository'] or kinds['tag'] or kinds['manifest'])
+    counts: List[Any] = [
+        (kinds['repository'], 'repository', 'repositories'), (kinds['tag'], 'tag'),
+        (kinds['manifest'], 'manifest'), (kinds['upload'], 'upload'),
+        (small * kinds['layer'], 'layer link'),
+        (small * (kinds['entry'] + kinds['leftover']), 'leftover'),
+        (len(plan.blobs), 'blob'), (len(plan.folders), 'empty folder')]
     what = ', '.join(count(*item) for item in counts if item[0])
     freed = human_size(sum(plan.blobs.values()) + sum(outcome.uploads.values()))
     return f'{verb} {what} of {outcome.v2}: {freed} freed' if what else 'Nothing to delete'
@@ -3072,7 +2913,7 @@ def plan_json(outcome: Outcome) -> Dict[str, Any]:
         return [one.repository + separator + one.item for one in outcome.plan.references
                 if one.kind == kind]
 
-    return {'registry': outcome.v2, 'dry_run': outcome.dry_run,
+    return {'registry': outcome.v2 or None, 'dry_run': outcome.dry_run,
             'repositories': named('repository'), 'tags': named('tag', ':'),
             'manifests': named('manifest', '@'), 'layers': len(named('layer')),
             'uploads': len(named('upload')), 'upload_bytes': upload_bytes,
@@ -3100,31 +2941,30 @@ class Terminal(logging.StreamHandler):  # type: ignore[type-arg]
     def __init__(self, workers: Workers, progress: bool) -> None:
         super().__init__()
         self.workers, self.width = workers, columns(sys.stderr)
-        self.drawn = ''  # the progress line
-        self.ended = threading.Event()
+        self.drawn, self.ended = '', False  # the progress line, and that there will be none
         if self.width and progress:
             threading.Thread(target=self.watch, daemon=True).start()
 
     def watch(self) -> None:
         """Show the progress of a longer run until the end."""
-        pause = 0.5
-        while not self.ended.wait(pause):
-            pause = 0.1
+        time.sleep(0.5)
+        while not self.ended:
             if self.workers.step:
                 self.draw(f'{self.workers.step} {self.workers.done:,} of {self.workers.total:,}')
+            time.sleep(0.1)
 
     def draw(self, text: str) -> None:
         """Show `text` in the last line, instead of what is there."""
         self.acquire()
         with contextlib.suppress(OSError):  # the terminal may be gone, and the work goes on
-            if text != self.drawn and not (text and self.ended.is_set()):
+            if text != self.drawn and not (text and self.ended):
                 self.drawn = text
                 print('\r\x1b[K' + text[:self.width - 1], end='', file=sys.stderr, flush=True)
         self.release()
 
     def end(self) -> None:
         """Take the progress line away for good."""
-        self.ended.set()
+        self.ended = True
         self.draw('')
 
     def format(self, record: logging.LogRecord) -> str:
@@ -3141,11 +2981,11 @@ class Terminal(logging.StreamHandler):  # type: ignore[type-arg]
 
 def put(text: str) -> bool:
     """Write `text`, unless empty, to standard output; tell whether that worked."""
-    encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
     try:
         if text and sys.stdout is None:
             raise OSError(errno.EBADF, 'it is closed')
         if text:  # a name need not be valid text
+            encoding = sys.stdout.encoding or 'utf-8'
             print(text.encode(encoding, 'backslashreplace').decode(encoding), flush=True)
     except BrokenPipeError:
         pass  # whoever reads has seen enough
@@ -3187,21 +3027,37 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = Parser(
         prog=PROGRAM, add_help=False, epilog=EXAMPLES, usage='%(prog)s [options] -i IMAGE ...',
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=26, width=79),
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=79),
         description='Delete images from the disk of a stopped Docker registry, and free their '
                     'space.')
-    add_choices(parser)
+    what = parser.add_argument_group('what to delete').add_argument
+    what('-i', '--image', metavar='IMAGE', action='append', default=[], dest='images',
+         help='NAME (the whole repository, all its tags), NAME:TAG or NAME@DIGEST; repeatable. '
+              'NAME and TAG may be patterns (* ? [...]; * also matches /), and TAG a regular '
+              'expression between slashes, matched whole. - reads one a line from standard input')
+    what('-u', '--untagged', action='store_true',
+         help='in the named repositories (default: all) delete only what no tag reaches')
+    what('-g', '--garbage', action='store_true', help='whole registry: delete what nothing uses')
+    what('-p', '--prune', action='store_true', help='delete empty folders')
+    keep = parser.add_argument_group('what to keep').add_argument
+    keep('-x', '--exclude', metavar='IMAGE', action='append', default=[], dest='excluded',
+         help='never delete what this names; same forms; repeatable')
+    keep('--keep-last', metavar='N', type=int,
+         help='of the tags that each -i NAME:TAG selects in a repository, keep the N newest')
+    keep('--older-than', metavar='AGE', type=age, help='select only tags (-u, -g: manifests, layer '
+         'links, blobs) older than 12h, 30d, 8w, 1y')
+    keep('--by', choices=('pushed', 'created', 'version'), default='pushed', help='what newest and '
+         "older go by: pushed (default), created (the image's own date), version")
+    keep('--allow-remove-all', action='store_true',
+         help='let patterns delete every tag of the registry')
     how = parser.add_argument_group('how').add_argument
-    how('-l', '--list', action='store_true',
-        help='show what is selected (default: each repository), its size, and what deleting it '
-             'would free; deletes nothing')
-    how('--check', action='store_true',
-        help='read everything that is selected (default: all) and name each image that is damaged; '
-             'deletes nothing')
+    how('-l', '--list', action='store_true', help='show what is selected (default: each '
+        'repository), its size, and what deleting it would free; deletes nothing')
+    how('--check', action='store_true', help='read everything that is selected (default: all) and '
+        'name each image that is damaged; deletes nothing')
     how('-n', '--dry-run', action='store_true', help='say what would be deleted; touches nothing')
-    how('--save', metavar='FILE', help='first copy all that goes to a new tar archive (- is '
-                                       "standard output); 'tar -xf FILE -C V2' brings it back")
+    how('--save', metavar='FILE', help='first copy all that goes to a new tar archive '
+        "(- is standard output); 'tar -xf FILE -C V2' brings it back")
     how('-d', '--registry-data-dir', metavar='DIR',
         help='V2, which is DIR/docker/registry/v2, or a folder above it. Default: '
              '$REGISTRY_DATA_DIR, else $REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY, else the one of '
@@ -3219,38 +3075,11 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_choices(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what goes and what stays."""
-    what = parser.add_argument_group('what to delete').add_argument
-    what('-i', '--image', metavar='IMAGE', action='append', default=[], dest='images',
-         help='NAME (the whole repository, all its tags), NAME:TAG or NAME@DIGEST; repeatable. '
-              'NAME and TAG may be patterns (* ? [...]; * also matches /), and TAG a regular '
-              'expression between slashes, matched whole. - reads one a line from standard input')
-    what('-u', '--untagged', action='store_true',
-         help='in the named repositories (default: all) delete only what no tag reaches')
-    what('-g', '--garbage', action='store_true', help='whole registry: delete what nothing uses')
-    what('-p', '--prune', action='store_true', help='delete empty folders')
-    keep = parser.add_argument_group('what to keep').add_argument
-    keep('-x', '--exclude', metavar='IMAGE', action='append', default=[], dest='excluded',
-         help='never delete what this names; same forms; repeatable')
-    keep('--keep-last', metavar='N', type=int,
-         help='of the tags that each -i NAME:TAG selects in a repository, keep the N newest')
-    keep('--older-than', metavar='AGE', type=age,
-         help='select only tags (-u, -g: manifests, layer links, blobs) older than 12h, 30d, 8w, '
-              '1y')
-    keep('--by', choices=('pushed', 'created', 'version'), default='pushed',
-         help="what newest and older go by: pushed (default), created (the image's own date), "
-              'version')
-    keep('--allow-remove-all', action='store_true',
-         help='let patterns delete every tag of the registry')
-
-
 def age(text: str) -> float:
     """Return the seconds that `text`, like 12h, 30d, 8w or 1y, stands for."""
-    match = re.fullmatch('([0-9]{1,9})([hdwy])', text)
-    if not match:
+    if not re.fullmatch('[0-9]{1,9}[hdwy]', text):
         raise argparse.ArgumentTypeError(f"'{text}' is no age like 12h, 30d, 8w or 1y")
-    return float(match.group(1)) * 3600 * {'h': 1, 'd': 24, 'w': 168, 'y': 8760}[match.group(2)]
+    return float(text[:-1]) * 3600 * {'h': 1, 'd': 24, 'w': 168, 'y': 8760}[text[-1]]
 
 
 def request_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Request:
@@ -3263,70 +3092,63 @@ def request_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -
         parser.error(f'standard input cannot be read: {error.strerror}')
     except ValueError as error:
         parser.error(error.args[0] + advice(error.args[1]))
-    for wrong, text in problems(arguments, request):
+    looks, given, save_to = arguments.list or arguments.check, arguments.images, arguments.save
+    whole = request.untagged or request.garbage and not given
+    tags = given and all(image.tag for image in request.images) and not request.untagged
+    old, last, by = request.older_than is not None, request.keep_last, request.by
+    for wrong, text in (
+        (not (given or request.untagged or request.garbage or request.prune or looks),
+         'an image is required: -i NAME, -i NAME:TAG or -i NAME@DIGEST'),
+        (request.untagged and not all(image.whole for image in request.images),
+         '-u takes whole repositories: -i NAME, without a tag or a digest'),
+        (not tags and (last is not None or by != 'pushed' or old and not whole),
+         '--keep-last, --older-than and --by choose among tags: name them, as in -i \'NAME:*\' '
+         '(and --older-than goes with -u or -g)'),
+        (by != 'pushed' and last is None and not old, '--by is for --keep-last or --older-than'),
+        (by == 'version' and old,
+         'a version has no age: --older-than goes with --by pushed or --by created'),
+        ((last or 0) < 0 or arguments.jobs < 0,
+         '--keep-last and --jobs take a number that is not negative'),
+        (arguments.list and arguments.check, 'give one of -l and --check'),
+        (looks and (request.garbage or request.prune or save_to),
+         '-l and --check delete nothing: leave out -g, -p and --save'),
+        (arguments.registry_data_dir == '', '-d takes the name of a folder'),
+        (save_to == '' or '\0' in (save_to or ''), '--save takes the name of a file'),
+        (save_to == '-' and (arguments.json or not sys.stdout or columns(sys.stdout)),
+         '--save - takes a standard output that is no terminal and not closed, and no --json'),
+    ):
         if wrong:
             parser.error(text)
     return request
 
 
-def problems(arguments: argparse.Namespace, request: Request) -> List[Tuple[Any, str]]:
-    """Return what may be wrong with the command line: whether it is, and what to say."""
-    looks, given, save_to = arguments.list or arguments.check, arguments.images, arguments.save
-    old, last = request.older_than is not None, request.keep_last is not None
-    tags = given and all(image.tag for image in request.images) and not request.untagged
-    return [
-        (not (given or request.untagged or request.garbage or request.prune or looks),
-         'an image is required: -i NAME, -i NAME:TAG or -i NAME@DIGEST'),
-        (request.untagged and not all(image.whole for image in request.images),
-         '-u takes whole repositories: -i NAME, without a tag or a digest'),
-        (last and not tags or old and not (tags or request.untagged or request.garbage and
-                                           not given),
-         "--keep-last and --older-than choose among tags: name them, as in -i 'NAME:*' (and "
-         '--older-than goes with -u or -g)'),
-        (old and request.by == 'version',
-         'a version has no age: --older-than goes with --by pushed or --by created'),
-        (request.by != 'pushed' and not (tags and (old or last)),
-         f"--by {request.by} is for --keep-last or --older-than of tags, as in -i 'NAME:*'"),
-        ((request.keep_last or 0) < 0 or arguments.jobs < 0,
-         '--keep-last and --jobs take a number that is not negative'),
-        (arguments.list and arguments.check, 'give one of -l and --check'),
-        (looks and (request.garbage or request.prune or save_to is not None),
-         '-l and --check delete nothing: leave out -g, -p and --save'),
-        (save_to is not None and (not save_to or '\0' in save_to),
-         '--save takes the name of a file'),
-        (save_to == '-' and (arguments.json or columns(sys.stdout)),
-         '--save - writes an archive to standard output, which is not for --json or a terminal')]
-
-
 # -- The start ------------------------------------------------------------------------------------
 
 def look(cleaner: RegistryCleaner, arguments: argparse.Namespace, request: Request
-         ) -> Tuple[int, Dict[str, Any], Iterable[str]]:
-    """List or check what `request` selects; return the exit status, the JSON and the text."""
-    if arguments.images and not request.images:  # an empty list, which is never everything
-        return 0, {'registry': cleaner.v2, 'images': [], 'total': dict.fromkeys(TOTALS)}, ()
-    listing = (cleaner.check if arguments.check else cleaner.list)(request)
+         ) -> Tuple[Listing, Iterable[str]]:
+    """List or check what `request` selects; return that, and the lines that tell it."""
+    listing = cleaner.list(request, arguments.check)
     for text in listing.warnings:
         log.warning('%s', text)
-    lines = listing_names(listing) if arguments.quiet else check_text(listing, cleaner.v2) if (
-        arguments.check) else list_text(
-            listing, cleaner.v2, columns(sys.stdout), arguments.verbose)
-    damaged = any(row.damage for row in listing.rows)
-    return 3 * (arguments.check and damaged), listing_json(listing, cleaner.v2), lines
+    if arguments.quiet:
+        return listing, listing_names(listing)
+    if arguments.check:
+        return listing, check_text(listing, cleaner.v2)
+    return listing, list_text(listing, cleaner.v2, columns(sys.stdout), arguments.verbose)
 
 
 def delete(cleaner: RegistryCleaner, request: Request, save_to: str) -> Tuple[int, str]:
     """Carry out `request` and say so; return the exit status, and what went wrong."""
     outcome = cleaner.run(request, save_to)
-    bad, nothing = bool(outcome.failed or outcome.skipped), outcome.nothing
+    bad, nothing = outcome.failed or outcome.skipped, outcome.nothing
     if bad or not (cleaner.signals.number and nothing):
         report(outcome, save_to)
-    stopped = ['Interrupted'] if cleaner.signals.number else []  # if only since all was done
-    if nothing and (bad or stopped):
-        stopped.append('Nothing was deleted')
-    elif stopped and outcome.unfinished:
-        stopped.append(f'{outcome.unfinished} frees the rest')
-    return (1 if nothing else 3) if bad else 0, '. '.join(stopped)
+    words = ['Interrupted'] if cleaner.signals.number else []  # if only since all was done
+    if nothing and (bad or words):
+        words.append('Nothing was deleted')
+    elif words and outcome.unfinished:
+        words.append(outcome.unfinished)
+    return (1 if nothing else 3) if bad else 0, '. '.join(words)
 
 
 def run(argv: Optional[Sequence[str]], signals: Signals) -> int:
@@ -3334,8 +3156,8 @@ def run(argv: Optional[Sequence[str]], signals: Signals) -> int:
     parser = make_parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}" + (
-            ' (images follow -i; quote patterns)' if any(word[:1] != '-' for word in rest) else ''))
+        hint = ' (images follow -i; quote patterns)' if rest[0][:1] != '-' else ''
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     request = request_of(parser, arguments)
     workers, looks = Workers(arguments.jobs), arguments.list or arguments.check
     terminal = Terminal(workers, progress=not arguments.quiet)
@@ -3344,38 +3166,35 @@ def run(argv: Optional[Sequence[str]], signals: Signals) -> int:
                  logging.ERROR if arguments.quiet else logging.INFO)
     if arguments.force:
         log.warning('-f, --force has no effect')
-    lines, error = [], ''  # type: Iterable[str], str
-    result: Dict[str, Any] = dict(plan_json(Outcome('', request.dry_run)), registry=None)
-    if looks:
-        result = {'registry': None, 'images': [], 'total': dict.fromkeys(TOTALS)}
-    cleaner: Optional[RegistryCleaner] = None
+    listing, lines = Listing(), ()  # type: Listing, Iterable[str]
+    listing.totals = dict.fromkeys(TOTALS)  # nothing is known yet
+    status, error, cleaner = 0, '', None  # type: int, str, Optional[RegistryCleaner]
     try:
-        cleaner = RegistryCleaner(find_data_dir(arguments.registry_data_dir), workers=workers,
-                                  signals=signals)
-        if looks:
-            result['registry'] = cleaner.v2
-            status, result, lines = look(cleaner, arguments, request)
-        else:
+        cleaner = RegistryCleaner(find_data_dir(arguments.registry_data_dir), False, workers,
+                                  signals)
+        if not looks:
             status, error = delete(cleaner, request, arguments.save or '')
+        elif request.images or not arguments.images:  # an empty list is never everything
+            listing, lines = look(cleaner, arguments, request)
+            status = 3 * (arguments.check and any(row.damage for row in listing.rows))
     except UsageError as usage:
         terminal.end()
         parser.error(str(usage))
     except RegistryCleanerError as refusal:
         status, error = 1, str(refusal)
-        error += '' if 'othing was deleted' in error else '. Nothing was deleted'
     except KeyboardInterrupt:
         signals.at_once = False
-        signals.number = signals.number or signal.SIGINT
-        status, error = 0, 'Interrupted. Nothing was deleted'
+        status, error = 128 + signal.SIGINT, 'Interrupted. Nothing was deleted'
     terminal.end()
-    if cleaner and not looks:
-        result = plan_json(cleaner.outcome)
-        if cleaner.outcome.earlier:
-            error = error.replace('othing was', 'othing else was')
+    outcome = cleaner.outcome if cleaner else Outcome('', request.dry_run)
+    if outcome.earlier:
+        error = error.replace('othing was', 'othing else was')
     if error:
         log.error('%s', error)
-        result['error'] = error
-    written = put(json.dumps(result, indent=2) if arguments.json else '\n'.join(lines))
+    if arguments.json:
+        result = listing_json(listing, outcome.v2) if looks else plan_json(outcome)
+        lines = [json.dumps(dict(result, error=error) if error else result, indent=2)]
+    written = put('\n'.join(lines))
     return 128 + signals.number if signals.number else status if written or not looks else 1
 
 
@@ -3394,10 +3213,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 128 + (signals.number or 2)
     finally:
         for stream in (sys.stdout, sys.stderr):
-            try:
+            with contextlib.suppress(OSError):
                 print(end='', file=stream, flush=True)
-            except OSError:  # what could not be written would be tried again at exit
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == '__main__':

@@ -677,6 +677,7 @@ def test_what_stands_below_the_lines(tree):
     below = '\n'.join(out.splitlines()[3:])
     assert tree.v2 in below
     assert '-u' in below and '-g' in below
+    assert re.search(r'over a day old: %s\n' % shown(5000 + 20 + 5), below), below
     total = listed(tree)['total']
     for figure in 'selected', 'size', 'uploads', 'untagged', 'garbage':
         assert shown(total[figure]) in below, (figure, below)

@@ -628,3 +628,80 @@ def test_a_closed_standard_output(tree):
     status = subprocess.call(['sh', '-c', command, sys.executable, script.__file__, tree.root],
                              stderr=subprocess.DEVNULL)
     assert status == 1
+
+
+# --- what a third reader found -------------------------------------------------------------------
+
+def test_links_that_are_kept_behind_a_symbolic_link_count(tree, folder):
+    """Half of app was aside when a run was killed, and app was pushed again meanwhile."""
+    shutil.move(tree.repo('app', '_layers'), os.path.join(folder, 'disk'))
+    os.makedirs(own(tree, ASIDE, 'app'))
+    os.symlink(os.path.join(folder, 'disk'), own(tree, ASIDE, 'app', '_layers'))
+    shutil.rmtree(tree.repo('app', '_manifests'))
+    tree.tag('app', 'new', tree.image('app', [b'new']))
+    assert call('-d', tree.root, '-p').status == 3 and KEPT in left_behind(tree.v2)
+    delete(tree, '-g')
+    assert has_blob(tree, b'app:1.0')
+
+
+@pytest.mark.parametrize('child', ['1', 'z'])
+def test_what_lies_below_a_repository_does_not_keep_it_from_going_back(tree, child):
+    name = 'app/' + child
+    tree.tag(name, '1.0', tree.image(name, [b'child']))
+    os.mkdir(own(tree, ASIDE))
+    os.rename(tree.repo('app'), own(tree, ASIDE, 'app'))
+    write(tree.repo(name), b'in the way')
+    assert call('-d', tree.root, *OTHER).status == 3
+    assert '1.0' in tags(tree, 'app') and model.pull(tree.v2, 'app', current(tree, 'app', '1.0'))[1]
+
+
+@pytest.mark.parametrize('tag', ['_layers', '_manifests', '_uploads'])
+def test_a_tag_that_is_called_like_a_part_of_a_repository(tree, tag):
+    tree.image('named', [b'untagged'])
+    tree.tag('named', tag, tree.image('named', [b'tagged']))
+    delete(tree, '-i', 'named:' + tag)
+    assert os.path.isdir(tree.repo('named', '_manifests', 'tags'))
+
+
+@pytest.mark.parametrize('request_of', [['-g'], ['-i', 'app:1.0']])
+def test_a_blob_of_which_only_the_folder_stays_is_deleted(tree, folder, mount, request_of):
+    digest = tree.blob(b'orphan') if request_of == ['-g'] else digest_of(b'app:1.0')
+    place = os.path.dirname(tree.blob_path(digest))
+    mount(place, '--bind', place)
+    archive = os.path.join(folder, 'saved.tar')
+    result = call('-d', tree.root, '--json', '--save', archive, *request_of)
+    done = json.loads(result.out)
+    assert result.status == 3 and os.path.exists(archive) and len(done['failed']) == 1
+    assert digest in [blob['digest'] for blob in done['blobs']] and done['freed']
+    assert 'Nothing was deleted' not in result.said
+
+
+def test_what_is_half_removed_without_a_way_back_is_not_nothing(tree, folder, mount, disturbed):
+    place = tree.repo('app', '_manifests', 'tags', '1.0')
+    archive = os.path.join(folder, 'saved.tar')
+    mount(place, '--bind', place)
+    result = disturbed(tree, '--save', archive, '-i', 'app:1.0', calls=MOVE, at='1+',
+                       do=errno.EXDEV)
+    assert os.listdir(place) == []
+    assert result.status == 3 and os.path.exists(archive), result
+    assert 'othing' not in result.said
+
+
+@pytest.mark.parametrize('name', ['app@old', 'app@' + 'a' * 9])
+def test_an_expression_for_a_name_with_an_at_sign(tree, name):
+    tree.tag(name, 'v1', tree.image(name, [b'at']))
+    delete(tree, '-i', name + ':/v.*/')
+    assert not os.path.exists(tree.repo(name))
+
+
+def test_an_exclusion_is_a_pattern_though_a_folder_is_called_so(tree):
+    tree.tag('*', '1.0', tree.image('*', [b'star']))
+    before = tags(tree, 'app')
+    assert call('-d', tree.root, '-i', 'app:1.0', '-x', '*').status == 0
+    assert tags(tree, 'app') == before
+
+
+def test_a_file_called_like_what_is_gone(tree):
+    write(own(tree, GONE), b'')
+    delete(tree, *OTHER)
+    assert tags(tree, 'team/other') == []
