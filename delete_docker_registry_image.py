@@ -1290,6 +1290,11 @@ def remove(path: str, file: str = 'link') -> None:
             shutil.rmtree(path)
 
 
+def drop_archive(path: str) -> None:
+    """Remove an archive of this run that is of no use."""
+    os.unlink(path)
+
+
 def free_name(path: str) -> str:
     """Return `path`, or with the next number that nothing is called by."""
     name, number = path, 1
@@ -1383,17 +1388,17 @@ def refuse_running_registry(v2: str, read_only: bool) -> None:
             raise RegistryCleanerError(f'{process} looks like a registry, and cannot be looked '
                                        'into. Nothing was deleted. Run as root')
         modes = [mode for mode in map(read_only_mode, told) if mode is not None]
-        advice = ''
+        remedy = ''
         if any(any(values('remoteurl', [text])) for text in told):
-            advice = ': it is a cache, which writes on every pull'
+            remedy = ': it is a cache, which writes on every pull'
         elif not read_only or words[1:2] == ['garbage-collect']:
-            advice = ', or restart it in read-only mode and pass --read-only-registry'
+            remedy = ', or restart it in read-only mode and pass --read-only-registry'
         elif modes[:1] != [True]:
-            advice = (': it does not run in read-only mode (storage: maintenance: readonly: '
+            remedy = (': it does not run in read-only mode (storage: maintenance: readonly: '
                       'enabled: true)')
-        if advice:
+        if remedy:
             raise RegistryCleanerError(f'{process} is a registry at work on this data. Nothing '
-                                       f'was deleted. Stop it first{advice}')
+                                       f'was deleted. Stop it first{remedy}')
 
 
 # == Part 2: all that only decides ==
@@ -2435,7 +2440,7 @@ class RegistryCleaner:
             if self.outcome.saved and not (any(self.outcome.plan) or account.begun):
                 self.outcome.saved = 0
                 if save_to != '-':
-                    os.unlink(save_to)
+                    drop_archive(save_to)
 
     def settle(self, account: Account) -> None:
         """Let the outcome, which tells what was planned, tell what `account` says came of it."""
