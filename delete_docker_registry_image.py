@@ -2093,15 +2093,23 @@ def refuse_remove_all(store: Store, request: Request, verdict: Verdict, names: I
             'deleted. If that is meant, add --allow-remove-all')
 
 
+def removed_paths(store: Store, plan: Plan) -> Set[str]:
+    """Return the paths of all that `plan` removes, but for empty folders; none lies in another."""
+    whole = {one.repository for one in plan.references if one.kind == 'repository'}
+    paths = {store.place(name, part) for name in whole for part in PARTS}
+    paths.update(store.place(one.repository, one.place)
+                 for one in plan.references if one.repository not in whole)
+    paths.update(map(store.blob, plan.blobs))
+    return paths
+
+
 def empty_folders(store: Store, plan: Plan) -> List[str]:
     """Return the registry's folders that hold nothing once `plan` is done, each before its parent.
 
     What lives of a repository needs some of its folders, empty or not.
     """
     whole = {store.place(one.repository) for one in plan.references if one.kind == 'repository'}
-    gone = {f'{path}/{part}' for path in whole for part in PARTS}
-    gone.update(store.place(one.repository, one.place) for one in plan.references)
-    gone.update(map(store.blob, plan.blobs))
+    gone = removed_paths(store, plan)
     is_ours = re.compile(f'{COMPONENT}|{TAG}').fullmatch
     # Parts of repository names, algorithms and digests; and whatever is in a repository.
     is_named = re.compile(f'/[a-z]+(/{COMPONENT})+|.*/({"|".join(PARTS)})(/.*)?').fullmatch
@@ -2304,11 +2312,7 @@ def write_archive(store: Store, plan: Plan, stream: Optional[IO[bytes]], signals
     Returns its size in bytes.  Without a `stream` it reads and writes nothing.
     """
     import tarfile  # takes longer than many a run
-    whole = {one.repository for one in plan.references if one.kind == 'repository'}
-    tops = {store.place(name, part) for name in whole for part in PARTS}
-    tops.update(store.place(one.repository, one.place)
-                for one in plan.references if one.repository not in whole)
-    tops.update(map(store.blob, plan.blobs))
+    tops = removed_paths(store, plan)
     folders, level = set(plan.folders), tops.union(plan.folders)
     while level:
         level = set(map(os.path.dirname, level)) - folders - {
@@ -2342,7 +2346,10 @@ def write_archive(store: Store, plan: Plan, stream: Optional[IO[bytes]], signals
         for path in sorted(tops | folders):
             # Of those above, a link stays, and tar would put a folder in its place.
             if os.path.lexists(path) and (path in tops or not os.path.islink(path)):
-                archive.add(path, path[len(store.v2) + 1:], path in tops, filter=plain)
+                try:
+                    archive.add(path, path[len(store.v2) + 1:], path in tops, filter=plain)
+                except RecursionError:
+                    raise OSError(errno.ENAMETOOLONG, 'it holds folders nested too deeply', path)
     if stream:
         stream.flush()
     return -(-int(archive.offset) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE

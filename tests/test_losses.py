@@ -705,3 +705,17 @@ def test_a_file_called_like_what_is_gone(tree):
     write(own(tree, GONE), b'')
     delete(tree, *OTHER)
     assert tags(tree, 'team/other') == []
+
+
+def test_a_folder_too_deep_to_be_saved(tree, folder):
+    os.makedirs(tree.repo('app', '_uploads', 'deep'))
+    here = os.getcwd()
+    os.chdir(tree.repo('app', '_uploads', 'deep'))
+    for _ in range(1100):
+        os.mkdir('d')
+        os.chdir('d')
+    os.chdir(here)
+    archive = os.path.join(folder, 'saved.tar')
+    said = refused(tree, '-i', 'app', '--save', archive)
+    assert 'too deeply' in said and not os.path.exists(archive)
+    subprocess.check_call(['rm', '-rf', tree.root])     # which Python cannot
